@@ -1,0 +1,233 @@
+"""Jinja to parts: native code generation with our own `concat`, in an immutable sandbox.
+
+A constant of the template reaches `concat` as a plain string; the value of an expression
+passes `_finalize` first and becomes a part. That is how the two are told apart without any
+marker. Loops, calls and output are counted, so a template cannot run for ever.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, ClassVar
+
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.nativetypes import NativeCodeGenerator
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+
+from promptforge.errors import UserError
+from promptforge.plugins import manager
+from promptforge.template import COLUMN, LAST, RESERVED, Mask, Part, Prompt, Sep, Soft, TemplateError
+from promptforge.template import TemplateRenderer, Text
+from promptforge_jinja.language import Column
+
+MAX_STEPS = 200_000
+MAX_CHARACTERS = 64_000_000
+_steps: ContextVar[int] = ContextVar("steps")
+
+
+def _count(n: int = 1) -> None:
+    done = _steps.get(0) + n
+    _steps.set(done)
+    if done > MAX_STEPS:
+        raise TemplateError(
+            f"it took more than {MAX_STEPS:,} steps for one row: a loop or macro does not end. "
+            "Loop over a short list, and let no macro call itself without end."
+        )
+
+
+def _counted(values: Any) -> Any:
+    if isinstance(values, (Mask, Soft, Sep, Text)):
+        raise TemplateError(f"{type(values).__name__.lower()} cannot be looped over.")
+    return _Counted(values)
+
+
+class _Counted:
+    """An iterable that counts its steps; `loop.length` still works."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+    def __iter__(self) -> Iterator[Any]:
+        for value in self.values:
+            _count()
+            yield value
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@jinja2.pass_context
+def _finalize(_: Context, value: Any) -> Any:
+    # With `pass_context` Jinja does not fold constants, so template text alone stays `str`.
+    if isinstance(value, (Text, Mask, Soft, Sep, Prompt)):
+        return value
+    if isinstance(value, Column):
+        return Text(str(value), value.source, COLUMN)
+    if isinstance(value, jinja2.Undefined):
+        str(value)  # raises: StrictUndefined
+    if value is None:
+        raise TemplateError("a value is missing (None). Fill the column, or write {{ column or '' }}.")
+    if callable(value):
+        raise TemplateError(f"{getattr(value, '__name__', value)!r} is a function: call it with ().")
+    return Text(str(value), "expression", LAST)
+
+
+def _concat(values: Iterable[Any]) -> Prompt:
+    parts: list[Part] = []
+    size = 0
+    for value in values:
+        if isinstance(value, Prompt):
+            _count(len(value.parts))
+            parts.extend(value.parts)
+            continue
+        part = Text(value) if isinstance(value, str) else value
+        if isinstance(part, Text):
+            size += len(part.text)
+            if size > MAX_CHARACTERS:
+                raise TemplateError(f"it made more than {MAX_CHARACTERS:,} characters for one row.")
+            if not part.text:
+                continue
+        parts.append(part)
+    return Prompt(tuple(parts))
+
+
+def _keeps_source(filter_: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter, its text still known to come from the column it was given."""
+
+    @wraps(filter_)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        result = filter_(*args, **kwargs)
+        if type(result) is str:
+            for value in args[:2]:  # the first may be the environment or context
+                if isinstance(value, Column):
+                    return Column(result, value.source)
+        return result
+
+    return wrapped
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    code_generator_class = NativeCodeGenerator
+    concat = staticmethod(_concat)  # type: ignore[assignment]
+    intercepted_binops = frozenset(["*", "**", "%"])
+
+    def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
+        for loop in source.find_all(nodes.For):
+            loop.iter = nodes.Call(
+                nodes.EnvironmentAttribute("counted", lineno=loop.lineno), [loop.iter], [], None, None, lineno=loop.lineno
+            )
+        return super()._generate(source, *args, **kwargs)
+
+    counted = staticmethod(_counted)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+        _count()
+        result = super().call(__context, __obj, *args, **kwargs)
+        owner = getattr(__obj, "__self__", None)
+        if type(result) is str and isinstance(owner, Column):
+            return Column(result, owner.source)
+        return result
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        result = super().getitem(obj, argument)
+        if type(result) is str and isinstance(obj, _Row):
+            return Column(result, str(argument))
+        return result
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "*":
+            sized, times = (right, left) if isinstance(left, int) else (left, right)
+            if isinstance(sized, (str, list, tuple)) and isinstance(times, int) and len(sized) * times > 1_000_000:
+                raise TemplateError("a text or list is repeated to more than 1,000,000.")
+        if operator == "**" and isinstance(left, int) and isinstance(right, int) and abs(right) > 64:
+            raise TemplateError("a power above 64 is not computed.")
+        return super().call_binop(context, operator, left, right)
+
+
+class _Row(dict[str, Any]):
+    """The whole row, for columns that are called like a word of the language."""
+
+
+class JinjaTemplate:
+    """A compiled Jinja template."""
+
+    def __init__(self, environment: _Environment, source: str, origin: str) -> None:
+        self.origin = origin
+        try:
+            tree = environment.parse(source)
+            code = environment.compile(source, filename=origin)
+        except jinja2.TemplateSyntaxError as error:
+            raise TemplateError(f"{origin}, line {error.lineno}: {error.message}.{_syntax_hint(error)}") from None
+        self._template = jinja2.Template.from_code(environment, code, environment.globals)
+        free = meta.find_undeclared_variables(tree)
+        self.variables: dict[str, int] = {}
+        for name in tree.find_all(nodes.Name):
+            if name.ctx == "load" and name.name in free and name.name not in environment.globals:
+                self.variables.setdefault(name.name, name.lineno)
+
+    def render(self, scope: Mapping[str, Any]) -> list[Part]:
+        """The parts; every mistake becomes a `TemplateError` with file and line."""
+        token = _steps.set(0)
+        row = scope["row"]
+        values = {k: Column(v, k) if type(v) is str and k in row and k not in RESERVED else v for k, v in scope.items()}
+        values["row"] = _Row(row)
+        for name in RESERVED[:4]:
+            values.pop(name, None)
+        try:
+            context = self._template.new_context(values)
+            return list(_concat(self._template.root_render_func(context)).parts)
+        except TemplateError as error:
+            raise TemplateError(self._at(error, str(error))) from None
+        except jinja2.UndefinedError as error:
+            hint = f" The row has: {', '.join(map(str, row))}."
+            raise TemplateError(self._at(error, f"{error.message}.{hint}")) from None
+        except SecurityError as error:
+            raise TemplateError(self._at(error, f"not allowed in a template: {error}.")) from None
+        except RecursionError as error:
+            raise TemplateError(self._at(error, "a macro calls itself without end.")) from None
+        except UserError:
+            raise
+        except Exception as error:
+            raise TemplateError(self._at(error, f"{type(error).__name__}: {error}")) from None
+        finally:
+            _steps.reset(token)
+
+    def _at(self, error: BaseException, message: str) -> str:
+        if message.startswith(f"{self.origin}, line"):
+            return message
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == self.origin]
+        # Frames of compiled templates count lines of generated code; Jinja maps them back.
+        line = self._template.get_corresponding_lineno(frames[-1].lineno or 1) if frames else 1
+        return f"{self.origin}, line {line}: {message}"
+
+
+def _syntax_hint(error: jinja2.TemplateSyntaxError) -> str:
+    message = error.message or ""
+    if "No filter named" in message:
+        return " Filters come with Jinja or from plugins: see 'promptforge plugins'."
+    if "unexpected '}'" in message or "unexpected end" in message:
+        return " Is a '{{ ... }}' or '{% ... %}' not closed?"
+    return ""
+
+
+class JinjaRenderer(TemplateRenderer):
+    """Jinja templates in an immutable sandbox, rendered to parts."""
+
+    name: ClassVar[str] = "jinja"
+    suffixes: ClassVar[tuple[str, ...]] = (".jinja", ".jinja2", ".j2")
+
+    def compile(self, source: str, origin: str) -> JinjaTemplate:
+        """Compile `source` with the filters and globals of every plugin."""
+        environment = _Environment(undefined=jinja2.StrictUndefined, finalize=_finalize, cache_size=0)
+        # Nothing that loads other files: a template is one file.
+        for name in ("lipsum", "cycler", "joiner"):
+            environment.globals.pop(name, None)
+        environment.filters.update(manager().named_values("promptforge_template_filters"))
+        environment.filters = {name: _keeps_source(f) for name, f in environment.filters.items()}
+        environment.globals.update(manager().named_values("promptforge_template_globals"))
+        return JinjaTemplate(environment, source, origin)

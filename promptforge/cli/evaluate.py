@@ -1,0 +1,56 @@
+"""`promptforge evaluate`: how good a task's prompts and words are without training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from promptforge.cli.common import console, json_option, percent, print_json, reporter
+from promptforge.cli.setup import build_model, class_options, model_options, open_task, task_options
+
+if TYPE_CHECKING:
+    from promptforge.evaluation import Evaluation
+
+
+@click.command()
+@task_options
+@click.option("--split", default="test", show_default=True, help="Which of the task's tables.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first rows.")
+@class_options
+@model_options
+@json_option
+def evaluate(as_json: bool, **params: Any) -> None:
+    """Measure accuracy, macro-F1, each label, confusion and calibration on labelled rows."""
+    setup = open_task(params, reporter())
+    examples = setup.examples or setup.task.examples(params["data"] or params["split"], setup.report, complete=False)
+    examples = examples[: params["limit"]]
+    model = build_model(setup, rows=[e.row for e in examples])
+    results = model.evaluate(examples)
+    if as_json:
+        print_json({name: evaluation.to_json() for name, evaluation in results.items()})
+        return
+    for name, evaluation in results.items():
+        show(name, evaluation)
+
+
+def show(name: str, evaluation: Evaluation) -> None:
+    """Print one evaluation as tables."""
+    from rich.table import Table
+
+    out = console()
+    out.print(
+        f"[bold]{name}[/]: accuracy [bold green]{percent(evaluation.accuracy)}[/], macro-F1 "
+        f"{percent(evaluation.macro_f1)}, calibration error {percent(evaluation.calibration_error)} "
+        f"[dim]({evaluation.rows} rows; chance {percent(evaluation.chance)}, majority {percent(evaluation.majority)})[/]"
+    )
+    table = Table(show_edge=False)
+    for head in ("label", "precision", "recall", "F1", "rows"):
+        table.add_column(head, justify="left" if head == "label" else "right")
+    for label in evaluation.labels:
+        table.add_column(f"as {label}", justify="right", style="dim")
+    for i, (label, row) in enumerate(evaluation.per_label.items()):
+        counts = [str(n) for n in evaluation.confusion[i]]
+        cells = [percent(row["precision"]), percent(row["recall"]), percent(row["f1"]), f"{row['support']:.0f}"]
+        table.add_row(label, *cells, *counts)
+    out.print(table, "")

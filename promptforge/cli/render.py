@@ -1,0 +1,159 @@
+"""`promptforge render`: what a template makes of a row, part by part and token by token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from promptforge.cli.common import console, json_option, print_json, reporter
+from promptforge.cli.setup import F, load, model_options, open_task, task_options
+from promptforge.errors import UserError
+
+if TYPE_CHECKING:
+    from promptforge.encode import Encoded
+    from promptforge.progress import Reporter
+    from promptforge.task import Task
+    from promptforge.template import Prompt
+
+COLOURS = {"": "white", "expression": "magenta"}
+
+
+def ROW_OPTIONS(function: F) -> F:
+    """Which row is rendered: of a table, or given on the command line."""
+    function = click.option("--row", default=1, show_default=True, type=click.IntRange(min=1), help="Row of the table.")(function)
+    function = click.option("--set", "values", multiple=True, metavar="COLUMN=VALUE", help="A value instead of a table's.")(function)
+    return task_options(function)
+
+
+def the_row(params: dict[str, Any], report: Reporter) -> tuple[Task, dict[str, Any], int]:
+    """The task, the row, and its number."""
+    from itertools import islice
+
+    from promptforge.data import iter_rows
+    from promptforge.task import Task
+
+    if params["task"] and "{{" in params["task"]:
+        params = {**params, "template": (params["task"], *params["template"]), "task": None}
+    given = {}
+    for pair in params["values"]:
+        column, eq, value = pair.partition("=")
+        if not eq:
+            raise UserError(f"--set {pair!r}: write COLUMN=VALUE.")
+        given[column] = value
+    if params["task"] is None and not params["data"]:
+        from promptforge.cli.setup import read_template
+
+        if not params["template"]:
+            raise UserError("Give a TASK, or a template such as 'The film was {{ mask }}.'")
+        templates = [read_template(t, i) for i, t in enumerate(params["template"])]
+        task = Task.inline(templates, labels={"": []}, inputs=None)
+        task.check({**given} or None)
+        missing = [c for c in task.inputs if c not in given]
+        if missing:
+            raise UserError(f"The template uses {missing[0]!r}: give --set {missing[0]}=VALUE, or --data FILE.")
+        return task, given, 1
+    setup = open_task({**params, "verbalizer": None}, report, labelled=bool(params["label_column"] or params["task"] is None))
+    task, number = setup.task, params["row"]
+    source = params["data"] or next((task.data[s] for s in ("test", "dev", "train") if s in task.data), None)
+    if source is None:
+        missing = [c for c in task.inputs if c not in given]
+        if missing:
+            raise UserError(f"The task {task.name!r} has no data: give --set {missing[0]}=VALUE, or --data FILE.")
+        return task, given, 1
+    rows = list(islice(iter_rows(source, [c for c in task.inputs if c not in given]), number - 1, number))
+    if not rows:
+        raise UserError(f"{source} has fewer than {number} rows.")
+    return task, {**rows[0], **given}, number
+
+
+@click.command()
+@ROW_OPTIONS
+@click.option("--tokens/--no-tokens", default=True, help="Show the model's tokens (loads its tokenizer and weights).")
+@click.option("--demonstrations", help="Show labelled rows in the prompt: fixed, random or a plugin's.")
+@click.option("-o", "options", multiple=True, metavar="[ROLE.]KEY=VALUE", help="Option of a component.")
+@model_options
+@json_option
+def render(as_json: bool, tokens: bool, **params: Any) -> None:
+    """Show what a template makes of a row: parts in colour, tokens, masks, what was cut."""
+    from promptforge.cli.setup import Setup, chosen_components, fit_demonstrations
+    from promptforge.model import PromptModel
+
+    report = reporter()
+    task, row, number = the_row(params, report)
+    selector = None
+    if params["demonstrations"]:
+        options = chosen_components(params, {"demonstrations": params["demonstrations"]})
+        selector = fit_demonstrations(Setup(task, report, params), options["demonstrations"])
+    backbone = load(params, report) if tokens else None
+    results = []
+    for name, pattern in task.patterns.items():
+        words = task.words_for(name)
+        demos = selector.select(row) if selector else []
+        if backbone is not None:
+            model = PromptModel(backbone, task, demonstrations=selector, report=report)
+            prompt = model.prompt(name, row)
+            encoded = model.encode(name, [prompt])[0]
+        else:
+            prompt = pattern.template.render(
+                row, labels=list(task.labels), words=words, demos=[(d.row, d.label) for d in demos]
+            )
+            encoded = None
+        results.append((name, prompt, encoded))
+    if as_json:
+        print_json([_as_json(*result, backbone) for result in results])
+        return
+    for name, prompt, encoded in results:
+        _show(name, number, prompt, encoded, backbone)
+
+
+def _as_json(name: str, prompt: Prompt, encoded: Encoded | None, backbone: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    parts = [{"part": type(p).__name__.lower(), **asdict(p)} for p in prompt.parts]
+    out: dict[str, Any] = {"pattern": name, "parts": parts}
+    if encoded is not None:
+        tokens = backbone.tokenizer.convert_ids_to_tokens(list(encoded.ids))
+        out |= {"tokens": tokens, **asdict(encoded)}
+        out["decoder_tokens"] = backbone.tokenizer.convert_ids_to_tokens(list(encoded.decoder_ids))
+    return out
+
+
+def _show(name: str, number: int, prompt: Prompt, encoded: Encoded | None, backbone: Any) -> None:
+    from rich.text import Text as Rich
+
+    from promptforge.template import Mask, Sep, Soft, Text
+
+    out = console()
+    line = Rich()
+    sources: dict[str, str] = {}
+    palette = ["green", "yellow", "blue", "bright_red"]
+    for part in prompt.parts:
+        if isinstance(part, Text):
+            colour = COLOURS.get(part.source)
+            if colour is None:
+                colour = sources.setdefault(part.source, palette[len(sources) % len(palette)])
+            line.append(part.text, style=f"{colour} dim" if part.tail else colour)
+        elif isinstance(part, Mask):
+            line.append(" mask " if part.length == 1 else f" mask x{part.length} ", style="black on cyan")
+        elif isinstance(part, Soft):
+            line.append(f" soft {part.text or part.n} ", style="black on magenta")
+        elif isinstance(part, Sep):
+            line.append(" sep ", style="black on white")
+    out.print(Rich(f"{name}, row {number}", style="bold"))
+    out.print(line)
+    legend = Rich("  ").join([Rich("template", style="white"), *(Rich(s, style=c) for s, c in sources.items())])
+    out.print(legend)
+    if encoded is None:
+        return
+    tokens = Rich()
+    slots = {p for s in encoded.slots for p in range(s.start, s.start + max(s.length, 1))}
+    for i, token in enumerate(backbone.tokenizer.convert_ids_to_tokens(list(encoded.ids))):
+        tokens.append(str(token), style="black on cyan" if i in slots else "")
+        tokens.append(" ")
+    out.print(tokens)
+    places = ", ".join(str(s.start) for s in encoded.slots)
+    out.print(f"{len(encoded.ids)} of {backbone.encoder.max_length} tokens; mask at {places}", style="dim")
+    for source, n in encoded.cut.items():
+        out.print(f"cut: {n} tokens of {source}", style="yellow")
+    out.print()

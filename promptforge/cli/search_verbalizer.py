@@ -1,0 +1,136 @@
+"""`promptforge search-verbalizer`: find label words, measure them, write them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from promptforge.cli.common import console, json_option, percent, print_json, reporter
+from promptforge.cli.setup import load, model_options, open_task, task_options
+from promptforge.errors import UserError
+
+if TYPE_CHECKING:
+    from promptforge.data import Example
+    from promptforge.evaluation import Evaluation
+    from promptforge.verbalizer import LabelWords
+
+
+@click.command("search-verbalizer")
+@task_options
+@click.option("--search", default="petal", show_default=True, help="petal, lm-bff or a plugin's.")
+@click.option("--joint", is_flag=True, help="One set of words for all patterns.")
+@click.option("--words-per-label", type=click.IntRange(min=1), help="Words to find per label.")
+@click.option("--candidates", type=click.IntRange(min=0), help="Words kept per label before scoring; 0: all.")
+@click.option("--max-words", type=click.IntRange(min=2), help="Only the words most frequent in --unlabeled.")
+@click.option("--unlabeled", help="Unlabelled rows for --max-words; the task's own by default.")
+@click.option("--dev", help="Table to measure on; the task's own by default.")
+@click.option("--test", help="Table to measure on; the task's own by default.")
+@click.option("--shots", type=click.IntRange(min=1), help="Draw this many training rows per label, and as many for dev.")
+@click.option("--seed", default=13, show_default=True, help="Seed of the draw.")
+@click.option("-o", "options", multiple=True, metavar="[ROLE.]KEY=VALUE", help="Option of the search.")
+@click.option("--output", default="verbalizer.json", show_default=True, help="Where the words are written.")
+@model_options
+@json_option
+def search_verbalizer(as_json: bool, **params: Any) -> None:
+    """Find the words that stand for each label.
+
+    Reads labelled rows of TASK (or of --data with --template), finds per label the words that
+    the model says where a row has that label, and measures them beside the task's own words.
+    """
+    from promptforge.model import PromptModel
+    from promptforge.plugins import build
+    from promptforge.search import search_verbalizer as search
+
+    report = reporter()
+    setup = open_task(params, report)
+    finder = build("search", params["search"], **_search_options(params))
+    train, splits = _data(setup, params)
+    unlabeled = None
+    if params["max_words"]:
+        source = params["unlabeled"] or ("unlabeled" if "unlabeled" in setup.task.data else None)
+        if not source:
+            raise UserError("--max-words counts words in unlabelled text: give --unlabeled FILE.")
+        unlabeled = setup.task.rows(source)
+    model = PromptModel(load(params, report), setup.task, report=report)
+    words = search(
+        model, train, search=finder, joint=params["joint"], max_words=params["max_words"], unlabeled=unlabeled
+    )
+    words.origin.update(shots=params["shots"], seed=params["seed"])
+    found = model.with_words(words)
+    results: dict[str, dict[str, dict[str, Evaluation]]] = {}
+    for split, examples in splits.items():
+        results[split] = {"found": found.evaluate(examples, f"Measuring on {split}")}
+        if setup.task.folder is not None:
+            results[split]["task"] = model.evaluate(examples, f"Measuring on {split}")
+    words.save(params["output"])
+    if as_json:
+        print_json(
+            {
+                "output": params["output"],
+                "verbalizer": words.to_json(),
+                "results": {
+                    split: {who: {p: e.to_json() for p, e in by.items()} for who, by in kinds.items()}
+                    for split, kinds in results.items()
+                },
+            }
+        )
+    else:
+        _show(words, results, params["output"])
+
+
+def _search_options(params: dict[str, Any]) -> dict[str, Any]:
+    from promptforge.cli.setup import chosen_components
+
+    options = chosen_components(params, {"search": params["search"]})["search"]
+    flags = {key: params[key] for key in ("words_per_label", "candidates") if params[key] is not None}
+    return {**options, **flags}
+
+
+def _data(setup: Any, params: dict[str, Any]) -> tuple[list[Example], dict[str, list[Example]]]:
+    """Training examples, and the splits to measure on."""
+    from promptforge.data import sample_shots
+
+    task, report = setup.task, setup.report
+    train = setup.examples or task.examples(params["data"] or "train", report)
+    splits: dict[str, list[Example]] = {}
+    if params["shots"]:
+        enough = not (params["dev"] or "dev" in task.data)
+        train, held = sample_shots(train, params["shots"], params["seed"], list(task.labels), dev=enough)
+        if held:
+            splits["dev"] = held
+    for split in ("dev", "test"):
+        source = params[split] or (split if split in task.data else None)
+        if source:
+            splits[split] = task.examples(source, report, complete=False)
+    return train, splits
+
+
+def _show(words: LabelWords, results: dict[str, Any], output: str) -> None:
+    from rich.table import Table
+
+    out = console()
+    for pattern, by_label in words.patterns.items():
+        title = "Label words" + (f" for the pattern [bold]{pattern}[/]" if pattern != "*" else " for all patterns")
+        table = Table(title=title, title_justify="left", show_edge=False)
+        table.add_column("label", style="bold")
+        table.add_column("words, best first, with their scores")
+        for label, found in by_label.items():
+            scores = words.scores.get(pattern, {}).get(label, [])
+            cells = [f"[cyan]{w}[/] [dim]{s:.3g}[/]" for w, s in zip(found, scores, strict=False)]
+            table.add_row(label, "  ".join(cells or found))
+        out.print(table, "")
+    if not results:
+        out.print(f"No dev or test rows to measure on. Words written to [bold]{output}[/]")
+        return
+    table = Table(title="Zero-shot accuracy", title_justify="left", show_edge=False)
+    table.add_column("pattern", style="bold")
+    heads = [(split, who) for split, kinds in results.items() for who in kinds]
+    for split, who in heads:
+        table.add_column(f"{split}, {'words found' if who == 'found' else 'task words'}", justify="right")
+    first = results[heads[0][0]]["found"]
+    for pattern in first:
+        table.add_row(pattern, *(percent(results[s][w][pattern].accuracy) for s, w in heads))
+    table.add_row("chance", *(percent(next(iter(results[s][w].values())).chance) for s, w in heads), style="dim")
+    rows = ", ".join(f"{split}: {next(iter(kinds['found'].values())).rows}" for split, kinds in results.items())
+    out.print(table, f"\nRows measured: {rows}. Words written to [bold]{output}[/]")

@@ -1,0 +1,244 @@
+"""From command-line options to a task, its data and a prompt model; shared by the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import rich_click as click
+
+from promptforge.errors import UserError
+
+if TYPE_CHECKING:
+    from promptforge.components import Component
+    from promptforge.data import Example, Row
+    from promptforge.model import PromptModel
+    from promptforge.progress import Reporter
+    from promptforge.selection import DemonstrationSelector
+    from promptforge.task import Task
+    from promptforge.template import Template
+    from promptforge.verbalizer import LabelWords
+
+F = TypeVar("F", bound=Callable[..., Any])
+MODEL_KEYS = (
+    "family", "dtype", "device", "revision", "trust_remote_code", "max_length", "batch_tokens", "ask",
+)  # fmt: skip
+
+
+def _apply(options: Sequence[Callable[[F], F]], function: F) -> F:
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def task_options(function: F) -> F:
+    """TASK, or --data with --template: what to classify and how to ask."""
+    return _apply(
+        [
+            click.argument("task", required=False),
+            click.option("--data", help="A table instead of the task folder's own data: file or hf:NAME."),
+            click.option("--text-column", multiple=True, help="Column the template uses (several: repeat)."),
+            click.option("--label-column", help="Column of the labels."),
+            click.option("--template", multiple=True, help="Template file, or the template itself."),
+            click.option("--pattern", multiple=True, help="Use only this pattern of the task (several: repeat)."),
+        ],
+        function,
+    )
+
+
+def model_options(function: F) -> F:
+    """Which model and how it runs."""
+    return _apply(
+        [
+            click.option("--model", default=None, help="Packaged model, folder or Hugging Face id. [default: smollm2]"),
+            click.option("--family", type=click.Choice(["masked", "causal", "seq2seq"]), help="Found from the config."),
+            click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16."),
+            click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps."),
+            click.option("--revision", help="Branch, tag or commit on the hub."),
+            click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model."),
+            click.option("--max-length", type=click.IntRange(min=8), help="Most tokens of a prompt."),
+            click.option("--batch-tokens", type=click.IntRange(min=16), default=2048, show_default=True,
+                         help="Tokens in a batch."),
+            click.option("--ask", type=click.Choice(["sentinel", "mask", "prefix"]),
+                         help="How an encoder-decoder model is asked."),
+        ],
+        function,
+    )  # fmt: skip
+
+
+def class_options(function: F) -> F:
+    """How scores become classes."""
+    return _apply(
+        [
+            click.option("--verbalizer", help="verbalizer.json of a search, or the name of a verbalizer."),
+            click.option("--calibration", help="contextual, pmi-dc, batch or a plugin's."),
+            click.option("--unlabeled", help="Unlabelled rows: a file, or the task's own by default."),
+            click.option("--demonstrations", help="Show labelled rows in the prompt: fixed, random or a plugin's."),
+            click.option("-o", "options", multiple=True, metavar="[ROLE.]KEY=VALUE", help="Option of a component."),
+        ],
+        function,
+    )
+
+
+@dataclass
+class Setup:
+    """A task with what was read for it, before any model is loaded."""
+
+    task: Task
+    report: Reporter
+    params: dict[str, Any]
+    table: str | None = None
+    examples: list[Example] = field(default_factory=list)
+
+
+def open_task(params: dict[str, Any], report: Reporter, *, labelled: bool = True) -> Setup:
+    """The task that the options describe, its templates checked.
+
+    Without TASK the labels come from the table (`labelled`), so its examples are read here.
+
+    Raises:
+        UserError: options that do not fit, a mistake in the data or a template.
+    """
+    from dataclasses import replace
+
+    from promptforge.plugins import manager
+    from promptforge.task import Task, task_from_data
+
+    manager().pm.hook.promptforge_configure(settings=params)
+    templates = [read_template(t, i) for i, t in enumerate(params.get("template") or ())]
+    table = params.get("data")
+    if params.get("task"):
+        if params.get("text_column"):
+            raise UserError("--text-column goes with --data and --template, without a TASK: the task names its columns.")
+        task = Task.load(params["task"])
+        if templates:
+            inline = Task.inline(templates, labels=task.labels, inputs=task.inputs)
+            task = replace(task, patterns=inline.patterns)
+        if params.get("label_column"):
+            task = replace(task, label_column=params["label_column"])
+        setup = Setup(task.choose(params.get("pattern") or ()), report, params, table)
+    else:
+        if not table or not templates:
+            raise UserError(
+                "Give a TASK (a folder or a shipped task: 'promptforge templates list'), or --data FILE "
+                "with --template, for example --template '{{ text }} It was {{ mask }}'."
+            )
+        columns = params.get("text_column") or tuple(
+            dict.fromkeys(c for t in templates for c in t.compiled.variables)
+        )
+        label_column = params.get("label_column") or "label"
+        words = _label_words(params)
+        if labelled:
+            task, found = task_from_data(table, columns, label_column, templates, report)
+        elif words:
+            task = Task.inline(templates, labels=words.labels, label_column=label_column, inputs=columns)
+            found = []
+        else:
+            raise UserError("Without a TASK the labels are not known: give --verbalizer FILE of a search.")
+        setup = Setup(task.choose(params.get("pattern") or ()), report, params, table, found)
+    setup.task.check()
+    return setup
+
+
+def read_template(text: str, index: int = 0) -> Template:
+    """A template from a file or from the text itself."""
+    from promptforge.template import Template
+
+    if "{{" in text:
+        return Template(text, name="inline" if index == 0 else f"inline-{index + 1}")
+    if not Path(text).is_file():
+        raise UserError(f"--template {text!r} is neither a file nor a template (which holds '{{{{ mask }}}}').")
+    return Template.from_file(text)
+
+
+def chosen_components(params: dict[str, Any], roles: dict[str, str | None]) -> dict[str, dict[str, Any]]:
+    """`-o` options by role; `roles` maps each role to the component chosen for it (None: none)."""
+    from promptforge.components import parse_options
+    from promptforge.plugins import component
+
+    classes: dict[str, type[Component]] = {r: component(r, name) for r, name in roles.items() if name}
+    return parse_options(list(params.get("options") or ()), classes)
+
+
+def _label_words(params: dict[str, Any]) -> LabelWords | None:
+    from promptforge.verbalizer import LabelWords
+
+    given = params.get("verbalizer")
+    return LabelWords.load(given) if given and (given.endswith(".json") or Path(given).is_file()) else None
+
+
+def verbalizer_name(params: dict[str, Any], words: LabelWords | None) -> str:
+    """The verbalizer component that is meant."""
+    return words.verbalizer if words else (params.get("verbalizer") or "manual")
+
+
+def build_model(setup: Setup, rows: Sequence[Row] | None = None, *, remember: bool = True) -> PromptModel:
+    """The prompt model: options checked first, then the model loaded, then calibrated.
+
+    Args:
+        setup: the task.
+        rows: rows for a calibration that needs some where no unlabelled ones are given.
+        remember: keep hidden states.
+    """
+    from promptforge.model import PromptModel
+    from promptforge.plugins import build
+
+    params = setup.params
+    words = _label_words(params)
+    name = verbalizer_name(params, words)
+    roles = {"verbalizer": name, "calibration": params.get("calibration"), "demonstrations": params.get("demonstrations")}
+    options = chosen_components(params, roles)
+    if words:
+        words.check_labels(list(setup.task.labels), str(params["verbalizer"]))
+    verbalizer = build("verbalizer", name, **{**(words.options if words else {}), **options["verbalizer"]})
+    calibration = None
+    if params.get("calibration"):
+        calibration = build("calibration", params["calibration"], **options["calibration"])
+    calibration_rows = None
+    if calibration is not None and calibration.needs_rows:
+        calibration_rows = _unlabeled(setup) or rows
+        if not calibration_rows:
+            raise UserError(f"--calibration {calibration.name} learns from rows: give --unlabeled FILE.")
+    model = PromptModel(
+        load(params, setup.report),
+        setup.task,
+        words=words,
+        verbalizer=verbalizer,
+        calibration=calibration,
+        demonstrations=fit_demonstrations(setup, options.get("demonstrations", {})),
+        remember=remember,
+        report=setup.report,
+    )
+    if calibration_rows:
+        model.calibrate(calibration_rows)
+    return model
+
+
+def fit_demonstrations(setup: Setup, options: dict[str, Any]) -> DemonstrationSelector | None:
+    """The selector of --demonstrations, fitted on the task's training rows."""
+    from promptforge.plugins import build
+
+    name = setup.params.get("demonstrations")
+    if not name:
+        return None
+    selector: DemonstrationSelector = build("demonstrations", name, **options)
+    selector.fit(setup.task.examples("train", setup.report), list(setup.task.labels))
+    return selector
+
+
+def _unlabeled(setup: Setup) -> list[Row] | None:
+    source = setup.params.get("unlabeled") or ("unlabeled" if "unlabeled" in setup.task.data else None)
+    return setup.task.rows(source) if source else None
+
+
+def load(params: dict[str, Any], report: Reporter) -> Any:
+    """The backbone that the model options name."""
+    from promptforge.models import DEFAULT_MODEL
+
+    name = params.get("model") or DEFAULT_MODEL
+    report.note(f"Loading {name}")
+    from promptforge.backbone import load_model
+
+    return load_model(name, report=report, **{key: params[key] for key in MODEL_KEYS})

@@ -1,0 +1,158 @@
+"""A component is a name plus typed options; a registry builds one from both.
+
+Every piece that a plugin provides for a role (a verbalizer, a search, a scorer, ...) is a
+`Component`: a pydantic model whose fields are its options, so options are checked before any
+model loads, and the same names work on the command line (`-o search.candidates=500`), in a
+task file and in Python (`build("search", "petal", candidates=500)`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from promptforge.errors import UserError, did_you_mean, listed
+
+
+class Component(BaseModel):
+    """Base of everything a plugin provides. Fields are options; `name` is how users choose it.
+
+    Subclass the role's base class (`Verbalizer`, `VerbalizerSearch`, ...), set `name`, and
+    annotate the options with `pydantic.Field(default, description=...)`.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_assignment=True)
+
+    role: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the component's docstring."""
+        return (inspect.getdoc(cls) or "").split("\n", 1)[0]
+
+    @classmethod
+    def option_table(cls) -> list[dict[str, str]]:
+        """One row per option: name, type, default and description, all as text."""
+        rows = []
+        for name, field in cls.model_fields.items():
+            default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
+            kind = inspect.formatannotation(field.annotation).replace("typing.", "")
+            rows.append(
+                {"name": name, "type": kind, "default": default, "description": field.description or ""}
+            )
+        return rows
+
+    @classmethod
+    def build(cls, **options: Any) -> Any:
+        """The component with `options`, checked; a `UserError` names the option that is wrong."""
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            raise UserError(_explain(cls, error)) from None
+
+
+def _explain(cls: type[Component], error: ValidationError) -> str:
+    lines = []
+    known = list(cls.model_fields)
+    for problem in error.errors():
+        option = ".".join(str(part) for part in problem["loc"]) or "options"
+        if problem["type"] == "extra_forbidden":
+            has = f"Its options: {listed(known)}." if known else "It has no options."
+            lines.append(f"{cls.role} {cls.name!r} has no option {option!r}.{did_you_mean(option, known)} {has}")
+        elif problem["type"] == "missing":
+            lines.append(f"{cls.role} {cls.name!r} needs the option {option!r}.")
+        else:
+            lines.append(
+                f"{cls.role} {cls.name!r}: option {option!r}: {problem['msg']} (given: {problem['input']!r})."
+            )
+    return "\n".join(lines)
+
+
+class Registry:
+    """The components of one role, by name. The first provider of a name keeps it."""
+
+    def __init__(self, role: str) -> None:
+        self.role = role
+        self._classes: dict[str, tuple[type[Component], str]] = {}
+
+    def add(self, cls: type[Component], provider: str) -> str | None:
+        """Take `cls` from the plugin `provider`; a text says why it was refused."""
+        if not (isinstance(cls, type) and issubclass(cls, Component)):
+            return f"provides {cls!r} for the role {self.role!r}, which is not a Component class"
+        if not cls.name:
+            return f"provides {cls.__name__} for the role {self.role!r} without a name"
+        if cls.role != self.role:
+            return f"provides {cls.name!r} for the role {self.role!r}, but its base class is for {cls.role!r}"
+        if cls.name in self._classes:
+            owner = self._classes[cls.name][1]
+            return f"provides the {self.role} {cls.name!r}, a name that {owner!r} has taken; ignored"
+        self._classes[cls.name] = (cls, provider)
+        return None
+
+    def names(self) -> list[str]:
+        """The names in the order in which they were provided."""
+        return list(self._classes)
+
+    def provider(self, name: str) -> str:
+        """The plugin that provides `name`."""
+        self.get(name)
+        return self._classes[name][1]
+
+    def get(self, name: str) -> type[Component]:
+        """The class called `name`; a `UserError` lists the names there are."""
+        if name not in self._classes:
+            raise UserError(
+                f"There is no {self.role} called {name!r}.{did_you_mean(name, self.names())} "
+                f"Available: {listed(self.names())}. "
+                f"A plugin may bring more: see 'promptforge plugins'."
+            )
+        return self._classes[name][0]
+
+    def build(self, name: str, **options: Any) -> Any:
+        """The component called `name` with `options`."""
+        return self.get(name).build(**options)
+
+
+def parse_options(pairs: list[str], chosen: dict[str, type[Component]]) -> dict[str, dict[str, Any]]:
+    """`["search.candidates=500", "mu=2"]` to `{"search": {"candidates": 500}, ...}`.
+
+    `chosen` maps each role in use to its component class. The role may be left out when only
+    one of them has the key. Values are read as TOML-like literals (numbers, true/false,
+    lists), else as text.
+
+    Raises:
+        UserError: no `=`, an unknown role, or a key that no or several components have.
+    """
+    out: dict[str, dict[str, Any]] = {role: {} for role in chosen}
+    for pair in pairs:
+        key, eq, text = pair.partition("=")
+        if not eq:
+            raise UserError(f"-o {pair!r}: write it as key=value or role.key=value.")
+        role, dot, option = key.strip().partition(".")
+        if not dot:
+            option = role
+            owners = [r for r, cls in chosen.items() if option in cls.model_fields]
+            if len(owners) != 1:
+                keys = [f"{r}.{f}" for r, cls in chosen.items() for f in cls.model_fields]
+                if owners:
+                    choices = listed([f"{r}.{option}" for r in owners])
+                    raise UserError(f"-o {pair!r}: several components have {option!r}: write one of {choices}.")
+                near = did_you_mean(option, [k.split(".")[1] for k in keys])
+                raise UserError(f"-o {pair!r}: no chosen component has {option!r}.{near} There are: {listed(keys, 30)}.")
+            role = owners[0]
+        if role not in chosen:
+            raise UserError(f"-o {pair!r}: there is no {role!r} in this command. Roles: {listed(list(chosen))}.")
+        out[role][option] = _literal(text.strip())
+    return out
+
+
+def _literal(text: str) -> Any:
+    import tomllib
+
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

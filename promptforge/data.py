@@ -1,0 +1,350 @@
+"""Tables of rows: reading them, checking their labels, drawing K of each label.
+
+Formats are plugins (`Reader`); this module makes the checks that every format needs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+from promptforge.components import Component
+from promptforge.errors import PromptForgeError, UserError, did_you_mean, listed
+from promptforge.plugins import manager
+from promptforge.progress import Reporter
+
+Row = dict[str, Any]
+Source = str | Path
+
+MOST_LABELS = 1000
+#: More rows than this that all have different values: no label column. Fewer can be one a label.
+DISTINCT_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Example:
+    """A labelled row. `number` counts the rows of the source from 1, for messages."""
+
+    row: Row
+    label: str
+    number: int
+
+
+class Reader(Component):
+    """Reads tables of one format. Subclass it, set `name`, and write the two methods."""
+
+    role: ClassVar[str] = "reader"
+
+    def accepts(self, source: str) -> bool:
+        """True when `source` looks like this format: by its suffix or prefix, not by reading it."""
+        raise NotImplementedError
+
+    def rows(self, source: str, skip: int = 0) -> Iterator[Row]:
+        """The rows of `source` after the first `skip`, one at a time, in flat memory.
+
+        Every row has the same columns in the same order; a value that is not there is None.
+
+        Raises:
+            UserError: there is no such source, it is damaged, or it has no rows at all.
+        """
+        raise NotImplementedError
+
+
+def existing_file(source: str | Path) -> Path:
+    """The path of a file that is there and can be read; for readers of files.
+
+    Raises:
+        UserError: no such file (with the nearest name in its folder), or a folder.
+    """
+    path = Path(source)
+    if path.is_dir():
+        inside = sorted(p.name for p in islice(path.iterdir(), 1000) if p.is_file())
+        has = f" It holds: {listed(inside)}." if inside else " It is empty."
+        raise UserError(f"{path} is a folder, not a file. Name a file in it.{has}")
+    if not path.exists():
+        if not path.parent.is_dir():
+            raise UserError(f"No such file: {path} (there is no folder {path.parent}).")
+        beside = [p.name for p in islice(path.parent.iterdir(), 10_000)]
+        raise UserError(f"No such file: {path}.{did_you_mean(path.name, beside)}")
+    return path
+
+
+def choose_reader(source: str, reader: str | Reader | None = None, **options: Any) -> Reader:
+    """The reader called `reader` with `options`, else the first registered that accepts `source`.
+
+    Raises:
+        UserError: no reader has that name or accepts the source, or a wrong option.
+    """
+    registry = manager().registry("reader")
+    if isinstance(reader, Reader):
+        return reader
+    chosen: Reader
+    if reader is not None:
+        chosen = registry.build(reader, **options)
+        return chosen
+    for name in registry.names():
+        try:
+            chosen = registry.build(name)
+        except UserError:  # It has an option without a default, so it is only chosen by name.
+            continue
+        if chosen.accepts(source):
+            return registry.build(name, **options) if options else chosen
+    if ":" not in source:
+        existing_file(source)
+    raise UserError(
+        f"{source}: the format is not known from the name. "
+        f"Rename the file or choose a reader: {listed(registry.names())}."
+    )
+
+
+def iter_rows(
+    source: str | Path,
+    columns: Sequence[str] = (),
+    skip: int = 0,
+    reader: str | Reader | None = None,
+) -> Iterator[Row]:
+    """The rows of `source` after the first `skip`, with a value in each of `columns`.
+
+    Raises:
+        UserError: no reader for the source, a column that is not there, a missing value, or
+            what the reader finds wrong with the source.
+    """
+    chosen = choose_reader(str(source), reader)
+    return _checked(chosen.rows(str(source), skip), str(source), tuple(columns), skip)
+
+
+def read_rows(
+    source: str | Path,
+    columns: Sequence[str] = (),
+    skip: int = 0,
+    reader: str | Reader | None = None,
+) -> list[Row]:
+    """All rows at once; see `iter_rows`."""
+    return list(iter_rows(source, columns, skip, reader))
+
+
+def _checked(
+    rows: Iterator[Row], source: str, columns: tuple[str, ...], skip: int
+) -> Iterator[Row]:
+    number = skip
+    for row in rows:
+        number += 1
+        for column in columns:
+            try:
+                value = row[column]
+            except KeyError:
+                raise UserError(
+                    f"{source} has no column {column!r} (row {number})."
+                    f"{did_you_mean(column, list(row))} Its columns: {listed(list(row), 30)}."
+                ) from None
+            # Most values are texts, and a call for each would take a third of the time.
+            if (not value or value.isspace()) if value.__class__ is str else _missing(value):
+                raise UserError(
+                    f"{source}: row {number} has no value in the column {column!r} (row 1 is "
+                    f"the first row of data). Fill it in or delete the row."
+                )
+        yield row
+
+
+def _missing(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value or value.isspace()
+    # A NaN is how pandas writes an empty cell.
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def label_text(value: Any) -> str | None:
+    """A label as stripped text: 1 and 1.0 are "1", True is "true". None where there is none.
+
+    Raises:
+        UserError: a list, a mapping or another value that cannot be a label.
+    """
+    if hasattr(value, "item") and not isinstance(value, str):  # a numpy scalar
+        value = value.item()
+    if _missing(value):
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, (str, int, float)):
+        return str(value).strip()
+    raise UserError(f"{value!r} is a {type(value).__name__}; a label is a text or a number.")
+
+
+def labels_of(examples: Iterable[Example]) -> list[str]:
+    """The labels of `examples`, sorted, each once."""
+    return sorted({example.label for example in examples})
+
+
+def examples(
+    rows: Iterable[Row],
+    labels: Sequence[str] | None,
+    label_column: str,
+    origin: str,
+    values: Mapping[str, str] | None = None,
+    *,
+    report: Reporter | None = None,
+    text_columns: Sequence[str] | None = None,
+    complete: bool = True,
+) -> list[Example]:
+    """The labelled `rows`, checked, with warnings about duplicates.
+
+    `labels` are the task's (None: learned from the data, see `labels_of`); `values` maps values
+    of the label column to labels; `origin` is the source's name for messages; duplicates are
+    looked for in `text_columns` (None: all but the label); with `complete=False` (an evaluation
+    set) labels may be absent from the data.
+
+    Raises:
+        UserError: no label column, a row without a label, a label that the task does not have
+            or that the data lack, a single class, or a column that is no label column.
+    """
+    report = report or Reporter()
+    mapping = {str(raw).strip(): label for raw, label in (values or {}).items()}
+    _check_values(mapping, labels)
+    found: list[Example] = []
+    for number, row in enumerate(rows, start=1):
+        if label_column not in row:
+            raise UserError(
+                f"{origin}: row {number} has no label column {label_column!r}."
+                f"{did_you_mean(label_column, list(row))} Its columns: {listed(list(row), 30)}."
+            )
+        try:
+            text = label_text(row[label_column])
+        except UserError as error:
+            raise UserError(f"{origin}: row {number}, column {label_column!r}: {error}") from None
+        if text is None:
+            where = f"{origin}: row {number} has no label in the column {label_column!r}"
+            raise UserError(f"{where}. Fill it in or delete the row.")
+        found.append(Example(row, mapping.get(text, text), number))
+    _check_labels(found, labels, label_column, origin, complete)
+    _warn_duplicates(found, label_column, text_columns, origin, report)
+    return _announce(found, origin)
+
+
+def _check_values(mapping: Mapping[str, str], labels: Sequence[str] | None) -> None:
+    for raw, label in mapping.items():
+        if labels is not None and label not in labels:
+            raise UserError(
+                f"The task's values map {raw!r} to {label!r}, which is not one of its labels."
+                f"{did_you_mean(label, list(labels))} Its labels: {listed(list(labels))}."
+            )
+
+
+def _check_labels(
+    found: list[Example], labels: Sequence[str] | None, column: str, origin: str, complete: bool
+) -> None:
+    if not found:
+        raise UserError(f"{origin} has no rows.")
+    counts = Counter(example.label for example in found)
+    if labels is None:
+        if len(counts) > MOST_LABELS or len(counts) == len(found) > DISTINCT_ROWS:
+            raise UserError(
+                f"{origin}: the column {column!r} has {len(counts)} different values in "
+                f"{len(found)} rows: is this the label column? If it is, name the labels in the "
+                f"task. The columns: {listed(list(found[0].row), 30)}."
+            )
+    else:
+        for label, count in counts.items():
+            if label not in labels:
+                first = next(e.number for e in found if e.label == label)
+                raise UserError(
+                    f"{origin}: the label {label!r} in the column {column!r} (first in row "
+                    f"{first}, {count} rows in all) is not one of the task's labels: "
+                    f"{listed(list(labels))}.{did_you_mean(label, list(labels))} Mend the data, "
+                    f"add the label to the task, or map it to one with the task's values."
+                )
+        lacking = [label for label in labels if label not in counts]
+        if complete and lacking:
+            raise UserError(
+                f"{origin} has no row with the label {listed(lacking)}; the column {column!r} "
+                f"has {listed(sorted(counts))}. Add rows, or take the label out of the task."
+            )
+    if complete and len(counts) == 1:
+        raise UserError(
+            f"{origin}: every row has the label {next(iter(counts))!r} in the column {column!r}; "
+            f"a classifier needs at least two. Add rows of another label."
+        )
+
+
+def _warn_duplicates(
+    found: list[Example], column: str, texts: Sequence[str] | None, origin: str, report: Reporter
+) -> None:
+    seen: dict[Any, Example] = {}
+    same: list[tuple[int, int]] = []
+    clash: list[tuple[int, int]] = []
+    for example in found:
+        row = example.row
+        names = [n for n in row if n != column] if texts is None else texts
+        key: Any = tuple(row.get(n) for n in names)
+        if not key:
+            return
+        try:
+            first = seen.setdefault(key, example)
+        except TypeError:  # a list or a mapping in a cell
+            first = seen.setdefault(repr(key), example)
+        if first is not example:
+            kind = same if first.label == example.label else clash
+            kind.append((first.number, example.number))
+    if same:
+        report.warn(
+            f"{origin}: {len(same)} rows repeat an earlier row and its label (row {same[0][1]} "
+            f"repeats row {same[0][0]}). They are kept and count twice."
+        )
+    if clash:
+        report.warn(
+            f"{origin}: {len(clash)} rows repeat an earlier row with a different label (row "
+            f"{clash[0][1]} and row {clash[0][0]}). They are kept; at most one can be right."
+        )
+
+
+def _announce(found: list[Example], origin: str) -> list[Example]:
+    event = "promptforge_examples_loaded"
+    replaced = None
+    if manager().listens(event):
+        replaced = getattr(manager().pm.hook, event)(examples=found, origin=origin)
+    if replaced is None:
+        return found
+    if not isinstance(replaced, list) or not all(isinstance(e, Example) for e in replaced):
+        raise PromptForgeError(f"A plugin's {event} returned something else than Examples.")
+    return replaced
+
+
+def sample_shots(
+    examples: Sequence[Example], shots: int, seed: int, labels: Sequence[str], *, dev: bool = True
+) -> tuple[list[Example], list[Example]]:
+    """`shots` rows of each label to train on and as many others for development.
+
+    The few-shot protocol of LM-BFF (Gao, Fisch & Chen 2021, section 3). Each label is shuffled
+    by itself: a smaller K is the beginning of a larger one, and training rows are the same with
+    and without `dev`. Both lists are in the order of `labels`.
+
+    Raises:
+        UserError: `shots` below 1, or a label with too few rows.
+    """
+    if shots < 1:
+        raise UserError(f"shots is {shots}; it must be at least 1.")
+    pools: dict[str, list[Example]] = {label: [] for label in labels}
+    for example in examples:
+        if example.label in pools:
+            pools[example.label].append(example)
+    parts = 2 if dev else 1
+    short = min(pools, key=lambda label: len(pools[label]), default="")
+    if not pools or len(pools[short]) < parts * shots:
+        count = len(pools.get(short, ()))
+        need = f"{shots} for training" + (f" and {shots} for development" if dev else "")
+        largest = count // parts
+        advice = f"The largest possible number of shots is {largest}." if largest else "Add rows."
+        raise UserError(f"The label {short!r} has {count} rows, but {need} are needed. {advice}")
+    train: list[Example] = []
+    held: list[Example] = []
+    for label, pool in pools.items():
+        random.Random(f"{seed}:{label}").shuffle(pool)
+        train += pool[:shots]
+        held += pool[shots : parts * shots]
+    return train, held

@@ -1,0 +1,141 @@
+"""Every hook on one page: the whole surface a plugin can use.
+
+A plugin is an installed package that names a module under the entry-point group
+`promptforge`:
+
+    [project.entry-points.promptforge]
+    my-plugin = "my_plugin"
+
+and implements any of these functions in it with `@promptforge.hookimpl`. Role hooks return
+the components a plugin provides; import the heavy modules inside the function, so that
+`promptforge --help` stays fast. Event hooks watch or change a run. A hook is only ever
+extended by adding an argument: an implementation takes the arguments it wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    import click
+
+    from promptforge.backbone.base import Batch
+    from promptforge.calibration import Calibration
+    from promptforge.data import Reader
+    from promptforge.evaluation import Evaluation
+    from promptforge.models import ModelSource
+    from promptforge.scoring import Scorer
+    from promptforge.search import VerbalizerSearch
+    from promptforge.selection import DemonstrationSelector
+    from promptforge.template import Prompt, TemplateRenderer
+    from promptforge.verbalizer import Verbalizer
+
+hookspec = pluggy.HookspecMarker("promptforge")
+hookimpl = pluggy.HookimplMarker("promptforge")
+
+#: role of a component -> the hook that provides it
+ROLES: dict[str, str] = {
+    "model-source": "promptforge_model_sources",
+    "renderer": "promptforge_template_renderers",
+    "verbalizer": "promptforge_verbalizers",
+    "search": "promptforge_verbalizer_searches",
+    "scorer": "promptforge_scorers",
+    "calibration": "promptforge_calibrations",
+    "demonstrations": "promptforge_demonstration_selectors",
+    "reader": "promptforge_data_readers",
+}
+
+
+# --- roles: what a plugin provides ---------------------------------------------------------
+
+
+@hookspec
+def promptforge_model_sources() -> Sequence[type[ModelSource]]:  # type: ignore[empty-body]
+    """Where models come from: a name on the command line -> a local folder."""
+
+
+@hookspec
+def promptforge_template_renderers() -> Sequence[type[TemplateRenderer]]:  # type: ignore[empty-body]
+    """Template languages: source + row -> `Prompt`. Jinja is the built-in one."""
+
+
+@hookspec
+def promptforge_template_filters() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
+    """Jinja filters: name -> function of the value and further arguments."""
+
+
+@hookspec
+def promptforge_template_globals() -> Mapping[str, Any]:  # type: ignore[empty-body]
+    """Jinja globals: name -> value or function."""
+
+
+@hookspec
+def promptforge_verbalizers() -> Sequence[type[Verbalizer]]:  # type: ignore[empty-body]
+    """Label words -> class scores."""
+
+
+@hookspec
+def promptforge_verbalizer_searches() -> Sequence[type[VerbalizerSearch]]:  # type: ignore[empty-body]
+    """Labelled rows + a model -> label words (`promptforge search-verbalizer --search NAME`)."""
+
+
+@hookspec
+def promptforge_scorers() -> Sequence[type[Scorer]]:  # type: ignore[empty-body]
+    """How words of several tokens are scored."""
+
+
+@hookspec
+def promptforge_calibrations() -> Sequence[type[Calibration]]:  # type: ignore[empty-body]
+    """Corrections of class scores for the model's bias towards some label words."""
+
+
+@hookspec
+def promptforge_demonstration_selectors() -> Sequence[type[DemonstrationSelector]]:  # type: ignore[empty-body]
+    """Which labelled rows a template shows before the row itself."""
+
+
+@hookspec
+def promptforge_data_readers() -> Sequence[type[Reader]]:  # type: ignore[empty-body]
+    """Table formats: a path or name -> rows."""
+
+
+@hookspec
+def promptforge_task_folders() -> Sequence[Path]:  # type: ignore[empty-body]
+    """Folders whose direct children are task folders (`task.toml` + `.jinja` patterns)."""
+
+
+@hookspec
+def promptforge_commands() -> Sequence[click.Command]:  # type: ignore[empty-body]
+    """Commands that join `promptforge --help`."""
+
+
+# --- events: what a plugin watches or changes ----------------------------------------------
+
+
+@hookspec
+def promptforge_configure(settings: dict[str, Any]) -> None:
+    """A command begins. `settings` holds its options; change them in place."""
+
+
+@hookspec(firstresult=True)
+def promptforge_examples_loaded(examples: list[Any], origin: str) -> list[Any] | None:
+    """Labelled examples were read from `origin`. Return a list to use instead, or None."""
+
+
+@hookspec(firstresult=True)
+def promptforge_prompt_rendered(prompt: Prompt, row: Mapping[str, Any]) -> Prompt | None:
+    """A template rendered `row`. Return a prompt to use instead, or None."""
+
+
+@hookspec
+def promptforge_batch_encoded(batch: Batch) -> None:
+    """A batch is about to enter the model."""
+
+
+@hookspec
+def promptforge_evaluated(evaluation: Evaluation) -> None:
+    """An evaluation ended."""

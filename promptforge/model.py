@@ -1,0 +1,254 @@
+"""A prompt model: a backbone, a task's patterns, and label words. The whole path in one place."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from promptforge.backbone.base import Backbone
+from promptforge.calibration import Calibration
+from promptforge.data import Example
+from promptforge.encode import Encoded
+from promptforge.errors import UserError
+from promptforge.evaluation import Evaluation
+from promptforge.plugins import build, manager
+from promptforge.progress import Reporter
+from promptforge.readout import Readout
+from promptforge.selection import DemonstrationSelector
+from promptforge.task import Task
+from promptforge.template import Prompt
+from promptforge.verbalizer import LabelWords, Verbalizer, Words
+
+#: The name of the average over patterns in results.
+ENSEMBLE = "all patterns"
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A word the model would write at a mask."""
+
+    word: str
+    token: int
+    probability: float
+
+
+class PromptModel:
+    """Classifies rows with prompts.
+
+    Several patterns are averaged: each gives class probabilities, and their mean decides.
+    Hidden states at the masks are remembered, so reading the same rows for other label words
+    costs no second pass through the model.
+
+    Args:
+        backbone: the language model.
+        task: labels and patterns.
+        words: label words that replace the task's (from a search or a file).
+        verbalizer: a component or its name.
+        calibration: a component, its name, or None.
+        demonstrations: a fitted selector of rows to show in each prompt, or None.
+        options: options for the verbalizer when it is given by name.
+        remember: keep the hidden states of what was read.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        *,
+        words: LabelWords | Mapping[str, Words] | None = None,
+        verbalizer: str | Verbalizer | None = None,
+        calibration: str | Calibration | None = None,
+        demonstrations: DemonstrationSelector | None = None,
+        options: Mapping[str, Any] | None = None,
+        remember: bool = True,
+        report: Reporter | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.report = report or Reporter()
+        self.demonstrations = demonstrations
+        if isinstance(words, LabelWords):
+            words.check_labels(list(task.labels), "The verbalizer file")
+            verbalizer = verbalizer or words.verbalizer
+            options = {**words.options, **(options or {})}
+            words = words.patterns
+        self.task = task.with_words(words) if words else task
+        self.labels = tuple(task.labels)
+        if isinstance(verbalizer, str) or verbalizer is None:
+            verbalizer = build("verbalizer", verbalizer or "manual", **(options or {}))
+        self._prototype: Verbalizer = verbalizer
+        self._calibration = build("calibration", calibration) if isinstance(calibration, str) else calibration
+        self._verbalizers: dict[str, Verbalizer] = {}
+        self._calibrations: dict[str, Calibration] = {}
+        self._states: dict[Any, Tensor] | None = {} if remember else None
+        self.cut: Counter[str] = Counter()
+
+    def with_words(self, words: LabelWords | Mapping[str, Words]) -> PromptModel:
+        """The same model and memory with other label words."""
+        made = PromptModel(
+            self.backbone, self.task, words=words, calibration=self._calibration,
+            demonstrations=self.demonstrations, report=self.report,
+        )  # fmt: skip
+        made._states = self._states
+        return made
+
+    # --- rows to readouts -----------------------------------------------------------------
+
+    def prompt(self, pattern: str, row: Mapping[str, Any]) -> Prompt:
+        """What a pattern makes of a row."""
+        demos = self.demonstrations.select(row) if self.demonstrations else []
+        return self.task.patterns[pattern].template.render(
+            row, labels=self.labels, words=self.task.words_for(pattern), demos=[(d.row, d.label) for d in demos]
+        )
+
+    def encode(self, pattern: str, prompts: Sequence[Prompt]) -> list[Encoded]:
+        """Prompts of a pattern as the model takes them, with room for its longest word."""
+        origin = self.task.patterns[pattern].template.origin
+        reserve = 0
+        if all(self.task.words_for(pattern).values()):
+            reserve = self._longest(pattern) - 1
+        return self.backbone.encode(prompts, reserve=reserve, origin=origin)
+
+    def _longest(self, pattern: str) -> int:
+        words = [w for ws in self.task.words_for(pattern).values() for w in ws]
+        return max(len(ids) for ids in self.backbone.text.ids([f" {w}" for w in words]))
+
+    def read(self, pattern: str, rows: Sequence[Mapping[str, Any]], what: str = "Reading") -> Readout:
+        """Run the model over `rows` with one pattern.
+
+        Raises:
+            UserError: a mistake in the template, or a row that does not fit the model.
+        """
+        encoded = self.encode(pattern, [self.prompt(pattern, row) for row in rows])
+        self._count_cuts(encoded, pattern)
+        label = f"{what}, pattern {pattern}" if len(self.task.patterns) > 1 else what
+        return Readout(self.backbone, encoded, self._remembered(encoded, label))
+
+    def _remembered(self, encoded: list[Encoded], label: str) -> Tensor:
+        if self._states is None:
+            return self.backbone.states(encoded, self.report, label)
+        keys = [(e.ids, e.types, e.decoder_ids, e.reads) for e in encoded]
+        new = {key: e for key, e in zip(keys, encoded, strict=True) if key not in self._states}
+        if new:
+            states = self.backbone.states(list(new.values()), self.report, label)
+            self._states.update(zip(new, states, strict=True))
+        known = self._states
+        if len({known[key].shape for key in keys}) > 1:
+            raise UserError("The template gives some rows more masks than others; every row needs as many.")
+        return torch.stack([known[key] for key in keys])
+
+    def _count_cuts(self, encoded: list[Encoded], pattern: str) -> None:
+        rows = sum(bool(e.cut) for e in encoded)
+        if not rows:
+            return
+        tokens: Counter[str] = Counter()
+        for e in encoded:
+            tokens.update(e.cut)
+        self.cut.update(tokens)
+        where = ", ".join(f"{source} by {n} tokens" for source, n in tokens.items())
+        self.report.warn(
+            f"{rows} of {len(encoded)} rows were cut to fit {self.backbone.encoder.max_length} tokens "
+            f"(pattern {pattern}: {where})."
+        )
+
+    # --- readouts to classes --------------------------------------------------------------
+
+    def verbalizer(self, pattern: str, readout: Readout) -> Verbalizer:
+        """The verbalizer of a pattern, bound to its words."""
+        if pattern not in self._verbalizers:
+            made = self._prototype.model_copy(deep=True)
+            made.bind(
+                self.labels, self.task.words_for(pattern), self.backbone,
+                space_before=readout.space_before(made.slot), report=self.report,
+            )  # fmt: skip
+            self._verbalizers[pattern] = made
+        return self._verbalizers[pattern]
+
+    def class_scores(self, pattern: str, readout: Readout) -> Tensor:
+        """Class scores of a pattern in log space, [rows, labels], calibrated where asked."""
+        with torch.inference_mode():
+            scores = self.verbalizer(pattern, readout).class_scores(readout)
+        if self._calibration is None:
+            return scores
+        if pattern not in self._calibrations:
+            if self._calibration.needs_rows:
+                raise UserError(
+                    f"calibration {self._calibration.name!r} learns from rows: call calibrate(rows) first "
+                    "(on the command line: --unlabeled FILE)."
+                )
+            self._fit_calibration(pattern, None)
+        return self._calibrations[pattern].apply(scores)
+
+    def calibrate(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Fit the calibration on rows (their labels are never looked at)."""
+        if self._calibration is None:
+            raise UserError("The model has no calibration to fit: give one, for example calibration='batch'.")
+        for pattern in self.task.patterns:
+            scores = None
+            if self._calibration.needs_rows:
+                readout = self.read(pattern, rows, "Calibrating")
+                with torch.inference_mode():
+                    scores = self.verbalizer(pattern, readout).class_scores(readout)
+            self._fit_calibration(pattern, scores)
+
+    def _fit_calibration(self, pattern: str, scores: Tensor | None) -> None:
+        assert self._calibration is not None
+
+        def score(prompts: Sequence[Prompt]) -> Tensor:
+            encoded = self.encode(pattern, prompts)
+            readout = Readout(self.backbone, encoded, self.backbone.states(encoded))
+            with torch.inference_mode():
+                return self.verbalizer(pattern, readout).class_scores(readout)
+
+        made = self._calibration.model_copy(deep=True)
+        columns = [c for c in self.task.patterns[pattern].template.compiled.variables if c in self.task.inputs]
+        made.fit(self.task.patterns[pattern], columns, lambda row: self.prompt(pattern, row), score, scores)
+        self._calibrations[pattern] = made
+
+    def pattern_probabilities(
+        self, rows: Sequence[Mapping[str, Any]], what: str = "Reading"
+    ) -> dict[str, NDArray[np.float64]]:
+        """Class probabilities of each pattern, [rows, labels]."""
+        return {
+            name: torch.softmax(self.class_scores(name, self.read(name, rows, what)).double(), -1).cpu().numpy()
+            for name in self.task.patterns
+        }
+
+    def predict_proba(self, rows: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+        """Class probabilities, [rows, labels]: the mean over the patterns."""
+        mean: NDArray[np.float64] = np.mean(list(self.pattern_probabilities(rows).values()), axis=0)
+        return mean
+
+    def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The most probable label of each row."""
+        return [self.labels[i] for i in self.predict_proba(rows).argmax(1)]
+
+    def evaluate(self, examples: Sequence[Example], what: str = "Evaluating") -> dict[str, Evaluation]:
+        """Figures per pattern, and of their average under the name `ENSEMBLE`."""
+        truth = [e.label for e in examples]
+        found = self.pattern_probabilities([e.row for e in examples], what)
+        if len(found) > 1:
+            found[ENSEMBLE] = np.mean(list(found.values()), axis=0)
+        out = {name: Evaluation.of(truth, p, self.labels) for name, p in found.items()}
+        for evaluation in out.values():
+            manager().pm.hook.promptforge_evaluated(evaluation=evaluation)
+        return out
+
+    def fill(self, row: Mapping[str, Any], top: int = 10) -> dict[str, list[list[Filled]]]:
+        """The most likely tokens: pattern -> per place in its masks -> words, best first."""
+        out = {}
+        for pattern in self.task.patterns:
+            readout = self.read(pattern, [row])
+            log_probs = self.backbone.log_probs(readout.states[0])
+            best = log_probs.topk(min(top, log_probs.shape[1]))
+            out[pattern] = [
+                [Filled(self.backbone.tokenizer.decode([t]), t, p) for t, p in zip(tokens, probs, strict=True)]
+                for tokens, probs in zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+            ]
+        return out

@@ -1,0 +1,181 @@
+"""The plugin manager: discovery, order, enable and disable, who provides what.
+
+Built-in plugins come first, then strangers in the order of their names. A plugin that fails
+to import, or provides what is taken, becomes a `Problem`: it is reported by name and the
+program goes on without it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata as metadata
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from promptforge import hookspecs
+from promptforge.errors import UserError, did_you_mean, listed
+
+if TYPE_CHECKING:  # components need pydantic, which `--help` can do without
+    from promptforge.components import Component, Registry
+
+GROUP = "promptforge"
+DISABLE_VARIABLE = "PROMPTFORGE_DISABLE_PLUGINS"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A plugin that could not do what it wanted to."""
+
+    plugin: str
+    message: str
+
+
+@dataclass
+class PluginInfo:
+    """One discovered plugin, enabled or not."""
+
+    name: str
+    module: str
+    distribution: str
+    version: str
+    enabled: bool
+    hooks: list[str] = field(default_factory=list)
+
+    @property
+    def builtin(self) -> bool:
+        """True for the plugins that ship with PromptForge."""
+        return self.distribution == "promptforge"
+
+
+class PluginManager:
+    """Loads the plugins of the entry-point group `promptforge` and asks them for components."""
+
+    def __init__(self, disabled: frozenset[str] = frozenset()) -> None:
+        self.pm = pluggy.PluginManager("promptforge")
+        self.pm.add_hookspecs(hookspecs)
+        self.problems: list[Problem] = []
+        self.plugins: list[PluginInfo] = []
+        self._registries: dict[str, Registry] = {}
+        self._discover(disabled)
+
+    def _discover(self, disabled: frozenset[str]) -> None:
+        found = [
+            (point, point.dist.name if point.dist else "?", point.dist.version if point.dist else "?")
+            for point in metadata.entry_points(group=GROUP)
+        ]
+        # A name is loaded once: an editable install beside a regular one lists it twice.
+        unique = {point.name: (point, dist, version) for point, dist, version in reversed(found)}
+        order = sorted(unique.values(), key=lambda f: (f[1] != "promptforge", f[0].name))
+        for point, dist, version in order:
+            info = PluginInfo(point.name, point.value, dist, version, point.name not in disabled)
+            self.plugins.append(info)
+            if not info.enabled:
+                continue
+            try:
+                self.register(point.load(), point.name, info)
+            except Exception as error:
+                info.enabled = False
+                self.problems.append(Problem(point.name, f"could not be loaded: {type(error).__name__}: {error}"))
+        unknown = sorted(disabled - {info.name for info in self.plugins})
+        if unknown:
+            names = [info.name for info in self.plugins]
+            raise UserError(
+                f"There is no plugin called {unknown[0]!r} to switch off."
+                f"{did_you_mean(unknown[0], names)} Plugins: {listed(names)}."
+            )
+
+    def register(self, plugin: Any, name: str, info: PluginInfo | None = None) -> None:
+        """Add `plugin` (a module or object with hook implementations) under `name`."""
+        unknown = [
+            attribute
+            for attribute in dir(plugin)
+            if attribute.startswith("promptforge_")
+            and self.pm.parse_hookimpl_opts(plugin, attribute) is not None
+            and not hasattr(hookspecs, attribute)
+        ]
+        self.pm.register(plugin, name)
+        if info is None:
+            info = PluginInfo(name, getattr(plugin, "__name__", repr(plugin)), "", "", True)
+            self.plugins.append(info)
+        info.hooks = sorted(caller.name for caller in self.pm.get_hookcallers(plugin) or ())
+        for hook in unknown:
+            near = did_you_mean(hook, [h for h in dir(hookspecs) if h.startswith("promptforge_")])
+            self.problems.append(Problem(name, f"implements an unknown hook {hook!r}.{near}"))
+        self._registries.clear()
+
+    def provided(self, hook: str) -> Iterator[tuple[str, Any]]:
+        """(plugin, result) of a role hook, built-ins first; one that fails is a problem."""
+        # pluggy calls the last registered first; a role wants the built-ins first.
+        for impl in getattr(self.pm.hook, hook).get_hookimpls():
+            try:
+                result = impl.function()
+            except Exception as error:
+                self.report(impl.plugin_name, f"{hook} failed: {type(error).__name__}: {error}")
+                continue
+            if result is not None:
+                yield impl.plugin_name, result
+
+    def registry(self, role: str) -> Registry:
+        """The components of `role`, gathered from the plugins at the first call."""
+        if role not in self._registries:
+            from promptforge.components import Registry
+
+            registry = Registry(role)
+            for plugin, classes in self.provided(hookspecs.ROLES[role]):
+                for cls in classes:
+                    refused = registry.add(cls, plugin)
+                    if refused:
+                        self.report(plugin, refused)
+            self._registries[role] = registry
+        return self._registries[role]
+
+    def named_values(self, hook: str) -> dict[str, Any]:
+        """The merged mappings of a hook that returns name -> value; the first name wins."""
+        merged: dict[str, tuple[Any, str]] = {}
+        for plugin, mapping in self.provided(hook):
+            for name, value in mapping.items():
+                if name in merged:
+                    self.report(plugin, f"provides {name!r}, a name that {merged[name][1]!r} has taken; ignored")
+                else:
+                    merged[name] = (value, plugin)
+        return {name: value for name, (value, _) in merged.items()}
+
+    def listens(self, event: str) -> bool:
+        """True when a plugin implements the event hook, so that the host may skip the call."""
+        return bool(getattr(self.pm.hook, event).get_hookimpls())
+
+    def report(self, plugin: str, message: str) -> None:
+        """Note that `plugin` could not do something; said once."""
+        problem = Problem(plugin, message)
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+
+_disabled: set[str] = set()
+
+
+def disable(names: set[str]) -> None:
+    """Switch plugins off (`-p no:NAME`); call it before the manager is first used."""
+    _disabled.update(names)
+    manager.cache_clear()
+
+
+@cache
+def manager() -> PluginManager:
+    """The process's plugin manager, made at the first call."""
+    from_env = {n.strip() for n in os.environ.get(DISABLE_VARIABLE, "").split(",") if n.strip()}
+    return PluginManager(frozenset(_disabled | from_env))
+
+
+def build(role: str, name: str, **options: Any) -> Any:
+    """The component `name` of `role` with `options`: `build("search", "petal", candidates=500)`."""
+    return manager().registry(role).build(name, **options)
+
+
+def component(role: str, name: str) -> type[Component]:
+    """The component class `name` of `role`."""
+    return manager().registry(role).get(name)

@@ -1,0 +1,193 @@
+"""Verbalizer searches: labelled rows and a model -> label words.
+
+A search sees `Evidence` and nothing else: candidate words, labels, and log-probabilities that
+are worked out block by block, so that not even one pattern's are ever held whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from promptforge.candidates import Candidates, most_frequent, texts_of, whole_words
+from promptforge.components import Component
+from promptforge.data import Example, Row
+from promptforge.errors import UserError
+from promptforge.model import PromptModel
+from promptforge.plugins import build
+from promptforge.progress import Reporter
+from promptforge.readout import Readout
+from promptforge.verbalizer import LabelWords
+
+_BLOCK = 256
+
+
+@dataclass
+class Evidence:
+    """What a search may look at.
+
+    Attributes:
+        labels: the labels, in order.
+        words: candidate words, W of them, in vocabulary order.
+        targets: index of each row's label, [rows].
+        sources: one per pattern; each yields (rows, log-probabilities of the words [rows, W]).
+    """
+
+    labels: tuple[str, ...]
+    words: tuple[str, ...]
+    targets: Tensor
+    sources: Sequence[Any]
+
+    @classmethod
+    def of(cls, readouts: Sequence[tuple[Readout, Candidates]], targets: Tensor, labels: Sequence[str]) -> Evidence:
+        """Evidence from readouts; their candidates are the same words."""
+        sources = [_Source(readout, candidates) for readout, candidates in readouts]
+        return cls(tuple(labels), readouts[0][1].words, targets, sources)
+
+    @classmethod
+    def of_log_probs(cls, log_probs: Sequence[Tensor], targets: Tensor, labels: Sequence[str], words: Sequence[str]) -> Evidence:
+        """Evidence from log-probabilities at hand, one tensor [rows, W] per pattern."""
+        return cls(tuple(labels), tuple(words), targets, [_Given(t) for t in log_probs])
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(targets [n], log-probabilities [n, W]) over all patterns, a block of rows at a time."""
+        for source in self.sources:
+            for rows, log_probs in source.blocks(None):
+                yield self.targets[rows], log_probs
+
+    def columns(self, words: Sequence[int]) -> Iterator[Tensor]:
+        """Per pattern, log-probabilities of some words (indices into `words`), [rows, len(words)]."""
+        for source in self.sources:
+            yield torch.cat([log_probs for _, log_probs in source.blocks(torch.tensor(list(words)))])
+
+
+class _Source:
+    def __init__(self, readout: Readout, candidates: Candidates) -> None:
+        self.readout, self.candidates = readout, candidates
+
+    def blocks(self, words: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+        ids = self.candidates.ids if words is None else self.candidates.ids[words]
+        states, backbone = self.readout.at(), self.readout.backbone
+        log_z = self.readout.log_z()
+        for start in range(0, len(states), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            yield rows, backbone.logits(states[rows], ids).float() - log_z[rows, None]
+
+
+class _Given:
+    def __init__(self, log_probs: Tensor) -> None:
+        self.log_probs = log_probs
+
+    def blocks(self, words: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, len(self.log_probs), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            block = self.log_probs[rows]
+            yield rows, block if words is None else block[:, words]
+
+
+@dataclass(frozen=True)
+class FoundWords:
+    """What a search found.
+
+    Attributes:
+        words: label -> (word, score), best first.
+        alternatives: whole assignments of words to labels, best first, for searches that rank
+            them: (label -> words, score).
+    """
+
+    words: dict[str, list[tuple[str, float]]]
+    alternatives: list[tuple[dict[str, list[str]], float]] = field(default_factory=list)
+
+
+class VerbalizerSearch(Component):
+    """Finds label words. Options every search has; plugins add their own.
+
+    `search` is called once per pattern, or once for all patterns with `joint`.
+    """
+
+    role: ClassVar[str] = "search"
+
+    words_per_label: int = Field(5, ge=1, description="How many words to find for each label.")
+    candidates: int = Field(1000, ge=0, description="First keep this many words per label; 0: all.")
+
+    def search(self, evidence: Evidence) -> FoundWords:
+        """The words for each label.
+
+        Raises:
+            UserError: the evidence does not allow an answer.
+        """
+        raise NotImplementedError
+
+
+def search_verbalizer(
+    model: PromptModel,
+    train: Sequence[Example],
+    *,
+    search: str | VerbalizerSearch = "petal",
+    joint: bool = False,
+    max_words: int | None = None,
+    unlabeled: Sequence[Row] | None = None,
+    report: Reporter | None = None,
+    **options: Any,
+) -> LabelWords:
+    """Find label words for each pattern of `model.task`, or one set for all with `joint`.
+
+    Args:
+        model: the backbone and the task's patterns.
+        train: labelled examples.
+        search: a search component or its name; `options` are its options.
+        max_words: only the words most frequent in `unlabeled`.
+        unlabeled: rows for `max_words`.
+
+    Raises:
+        UserError: options that do not fit, a label without rows, templates that disagree on
+            the space before the mask (with `joint`).
+    """
+    report = report or model.report
+    finder: VerbalizerSearch = build("search", search, **options) if isinstance(search, str) else search
+    if max_words is not None and not unlabeled:
+        raise UserError("max_words keeps the words most frequent in unlabelled text: give that too (--unlabeled).")
+    labels = model.labels
+    lacking = [label for label in labels if not any(e.label == label for e in train)]
+    if lacking:
+        raise UserError(f"The label {lacking[0]!r} has no rows to learn words from.")
+    targets = torch.tensor([labels.index(e.label) for e in train])
+    rows = [e.row for e in train]
+    read = {p: model.read(p, rows, "Reading labelled rows") for p in model.task.patterns}
+
+    def candidates(readout: Readout) -> Candidates:
+        space = readout.space_before()
+        found = whole_words(model.backbone, space_before=space)
+        if max_words is None:
+            return found
+        texts = texts_of(unlabeled or (), model.task.inputs)
+        return most_frequent(found, model.backbone, texts, max_words, space_before=space)
+
+    pairs = {p: (readout, candidates(readout)) for p, readout in read.items()}
+    report.note(f"Searching {len(next(iter(pairs.values()))[1].words)} words with {finder.name}")
+    with torch.inference_mode():
+        if joint:
+            if len({c.words for _, c in pairs.values()}) > 1:
+                raise UserError("A joint search needs patterns that all have, or all lack, a space before the mask.")
+            found = {"*": finder.search(Evidence.of(list(pairs.values()), targets, labels))}
+        else:
+            found = {p: finder.search(Evidence.of([pair], targets, labels)) for p, pair in pairs.items()}
+    return LabelWords(
+        labels=list(labels),
+        patterns={p: {label: [w for w, _ in f.words[label]] for label in labels} for p, f in found.items()},
+        scores={p: {label: [s for _, s in f.words[label]] for label in labels} for p, f in found.items()},
+        origin={
+            "search": finder.name,
+            "options": finder.model_dump(),
+            "joint": joint,
+            "max_words": max_words,
+            "model": model.backbone.name,
+            "task": model.task.name,
+            "rows": len(train),
+        },
+    )

@@ -1,0 +1,189 @@
+"""Values on their way into an output file: as text, as JSON lines, as Arrow columns.
+
+Parquet and Arrow files cannot be appended to safely, so their rows wait as JSON lines, in which
+values that JSON does not have are tagged, and are converted at the end. `output.py` uses it.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from promptforge.data import Row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_TAG = "$promptforge"
+
+#: A part of the rows that is converted at once: at most as many rows and (about) bytes.
+STEP_ROWS = 50_000
+STEP_BYTES = 32 << 20
+
+
+def as_text(value: Any) -> str:
+    """A value as a cell of a text table: None is empty, lists and mappings are JSON."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float, Decimal)):
+        return str(value)
+    plain = _plain(value)
+    return (
+        plain if isinstance(plain, str) else json.dumps(plain, default=_plain, ensure_ascii=False)
+    )
+
+
+def _plain(value: Any) -> Any:
+    """What stands in JSON for a value that JSON does not have."""
+    if hasattr(value, "tolist"):  # numpy's arrays and scalars
+        return value.tolist()
+    if isinstance(value, (bytes, bytearray)):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, (dt.datetime, dt.date, dt.time)):
+        return value.isoformat()
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=str)
+    if isinstance(value, (list, tuple, dict, bool, int, float)) or value is None:
+        return value
+    return str(value)
+
+
+def plain_lines(rows: Sequence[Row], columns: list[str], header: bool) -> str:
+    """The rows as JSON lines for anyone to read."""
+    return _lines(rows, columns, _plain)
+
+
+def tagged_lines(rows: Sequence[Row], columns: list[str], header: bool) -> str:
+    """The rows as JSON lines from which `convert` makes the same values again."""
+    return _lines(rows, columns, _tagged)
+
+
+def _lines(rows: Sequence[Row], columns: list[str], default: Callable[[Any], Any]) -> str:
+    encode = json.JSONEncoder(ensure_ascii=False, default=default).encode
+    return "".join(encode({c: row[c] for c in columns}) + "\n" for row in rows)
+
+
+def _tagged(value: Any) -> Any:
+    # datetime is a date too, so it comes first.
+    for kind in (dt.datetime, dt.date, dt.time, bytes, Decimal):
+        if isinstance(value, kind):
+            text = str(value) if isinstance(value, Decimal) else _plain(value)
+            return {_TAG: kind.__name__, "value": text}
+    if isinstance(value, dt.timedelta):
+        return {_TAG: "timedelta", "value": value // dt.timedelta(microseconds=1)}
+    return _plain(value)
+
+
+_UNTAG: dict[str, Callable[[Any], Any]] = {
+    "datetime": dt.datetime.fromisoformat,
+    "date": dt.date.fromisoformat,
+    "time": dt.time.fromisoformat,
+    "bytes": base64.b64decode,
+    "Decimal": Decimal,
+    "timedelta": lambda value: dt.timedelta(microseconds=value),
+}
+
+
+def _untagged(pairs: dict[str, Any]) -> Any:
+    make = _UNTAG.get(str(pairs.get(_TAG))) if pairs.keys() == {_TAG, "value"} else None
+    return pairs if make is None else make(pairs["value"])
+
+
+def _steps(partial: Path) -> Iterator[list[Row]]:
+    rows: list[Row] = []
+    size = 0
+    with partial.open("rb") as handle:
+        for line in handle:
+            hook = _untagged if _TAG.encode() in line else None
+            rows.append(json.loads(line, object_hook=hook))
+            size += len(line)
+            if len(rows) >= STEP_ROWS or size >= STEP_BYTES:
+                yield rows
+                rows, size = [], 0
+    if rows:
+        yield rows
+
+
+def convert(partial: Path, target: Path, format: str, columns: list[str]) -> None:
+    """Write the tagged JSON lines of `partial` to `target` as `format`, in flat memory.
+
+    The file is read twice: a column's type must hold for all of its values. A column with
+    values of different kinds becomes text.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types: dict[str, pa.DataType] = {column: pa.null() for column in columns}
+    for rows in _steps(partial):
+        for column in columns:
+            types[column] = _joined(types[column], [row[column] for row in rows])
+    schema = pa.schema([(column, _storable(types[column])) for column in columns])
+    writer: Any
+    with target.open("wb") as handle:
+        if format == "parquet":
+            writer = pq.ParquetWriter(handle, schema)
+        else:
+            writer = pa.ipc.new_file(handle, schema)
+        with writer:
+            for rows in _steps(partial):
+                arrays = [_array([row[f.name] for row in rows], f.type) for f in schema]
+                writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _joined(known: pa.DataType, values: list[Any]) -> pa.DataType:
+    """The type that holds `known` and `values`."""
+    import pyarrow as pa
+
+    if pa.types.is_string(known):
+        return known
+    try:
+        kind = pa.array(values).type
+        if known == kind or pa.types.is_null(kind):
+            return known
+        if pa.types.is_null(known):
+            return kind
+        fields = [pa.schema([("", known)]), pa.schema([("", kind)])]
+        return pa.unify_schemas(fields, promote_options="permissive").field(0).type
+    except (pa.ArrowException, OverflowError):
+        return pa.string()
+
+
+def _storable(kind: pa.DataType) -> pa.DataType:
+    """Parquet has no mapping without keys, and few programs know a column of nulls."""
+    import pyarrow as pa
+
+    if pa.types.is_null(kind):
+        return pa.string()
+    return pa.string() if _hollow(kind) else kind
+
+
+def _hollow(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        fields = [kind.field(i).type for i in range(kind.num_fields)]
+        return not fields or any(_hollow(field) for field in fields)
+    return bool(pa.types.is_list(kind)) and _hollow(kind.value_type)
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+
+    if pa.types.is_string(kind):
+        return pa.array([None if v is None else as_text(v) for v in values], kind)
+    if pa.types.is_floating(kind):
+        # Integers above 2**53 are rounded here; Arrow would refuse them.
+        return pa.array([None if v is None else float(v) for v in values], kind)
+    return pa.array(values, kind)

@@ -1,0 +1,273 @@
+"""Tasks: columns, labels, kind and patterns, read from a task folder.
+
+A task folder holds `task.toml` and one template file per pattern. A pattern is a template
+with label words of its own or the task's; the two always travel together.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from promptforge.data import Example, Row, examples, labels_of, read_rows
+from promptforge.errors import UserError, did_you_mean, listed
+from promptforge.plugins import manager
+from promptforge.progress import Reporter
+from promptforge.template import Template
+from promptforge.verbalizer import Words
+
+TASK_FILE = "task.toml"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A template with, where it has them, label words of its own.
+
+    Attributes:
+        premise: text that the label word follows when there is no input (for PMI calibration).
+    """
+
+    name: str
+    template: Template
+    words: Words | None = None
+    premise: str | None = None
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to classify, into which labels, and how to ask.
+
+    Attributes:
+        name: the task's name.
+        labels: label -> words, in the order of the labels; words may be empty until found.
+        patterns: name -> pattern, in order.
+        inputs: the columns that the templates use.
+        label_column: the column of the labels.
+        kind: what kind of task it is ("sentiment", "topic", ...); tasks of one kind are alike.
+        values: value in the data -> label, where they differ.
+        data: split -> path of its table.
+    """
+
+    name: str
+    labels: Words
+    patterns: dict[str, Pattern]
+    inputs: tuple[str, ...]
+    label_column: str = "label"
+    kind: str = ""
+    description: str = ""
+    values: dict[str, str] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
+    folder: Path | None = None
+
+    @classmethod
+    def load(cls, name: str | Path) -> Task:
+        """A task from a folder, a `task.toml`, or the name of a shipped task.
+
+        Raises:
+            UserError: no such task, or a mistake in its files, with file and key.
+        """
+        path = Path(name)
+        if path.name == TASK_FILE and path.is_file():
+            return _read(path.parent)
+        if path.is_dir():
+            if not (path / TASK_FILE).is_file():
+                raise UserError(f"{path} is not a task folder: it has no {TASK_FILE}.")
+            return _read(path)
+        folders = task_folders()
+        if str(name) in folders:
+            return _read(folders[str(name)])
+        raise UserError(
+            f"There is no task {str(name)!r}: neither a folder nor a shipped task."
+            f"{did_you_mean(str(name), list(folders))} Shipped: {listed(list(folders), 30)}."
+        )
+
+    @classmethod
+    def inline(
+        cls,
+        templates: Sequence[Template],
+        *,
+        labels: Mapping[str, Sequence[str]] | Sequence[str],
+        label_column: str = "label",
+        inputs: Sequence[str] | None = None,
+        name: str = "task",
+    ) -> Task:
+        """A task without a folder. Labels given without words have their own names as words."""
+        words = labels if isinstance(labels, Mapping) else {label: [label] for label in labels}
+        if inputs is None:
+            inputs = list(dict.fromkeys(c for t in templates for c in t.compiled.variables))
+        patterns: dict[str, Pattern] = {}
+        for template in templates:
+            if template.name in patterns:
+                raise UserError(f"Two templates are called {template.name!r}.")
+            patterns[template.name] = Pattern(template.name, template)
+        return cls(
+            name, {k: list(v) for k, v in words.items()}, patterns, tuple(inputs), label_column=label_column
+        )
+
+    def words_for(self, pattern: str) -> Words:
+        """The label words of a pattern: its own, else the task's."""
+        return self.patterns[pattern].words or self.labels
+
+    def choose(self, names: Sequence[str]) -> Task:
+        """The task with these patterns only (all when `names` is empty)."""
+        for name in names:
+            if name not in self.patterns:
+                known = list(self.patterns)
+                raise UserError(
+                    f"The task {self.name!r} has no pattern {name!r}.{did_you_mean(name, known)} It has {listed(known)}."
+                )
+        return replace(self, patterns={n: self.patterns[n] for n in names}) if names else self
+
+    def with_words(self, words: Mapping[str, Words]) -> Task:
+        """The task with other label words per pattern ("*": for all without their own)."""
+        patterns = {
+            name: replace(p, words=words.get(name) or words.get("*") or p.words) for name, p in self.patterns.items()
+        }
+        return replace(self, patterns=patterns)
+
+    def check(self, example: Row | None = None) -> None:
+        """Find mistakes in the templates before any model is loaded; see `Template.check`."""
+        columns = [c for c in example if c != self.label_column] if example else list(self.inputs)
+        trial = example or dict.fromkeys(self.inputs, "text")
+        for name, pattern in self.patterns.items():
+            words = self.words_for(name)
+            pattern.template.check(columns, example=trial, labels=list(self.labels), words=words)
+
+    def path(self, split: str) -> str:
+        """The table of a split.
+
+        Raises:
+            UserError: the task has none.
+        """
+        if split not in self.data:
+            raise UserError(
+                f"The task {self.name!r} has no {split!r} data. Give a file, or add it to {TASK_FILE}, [data]. "
+                f"It has: {listed(list(self.data)) or 'none'}."
+            )
+        return self.data[split]
+
+    def examples(self, source: str | Path, report: Reporter | None = None, *, complete: bool = True) -> list[Example]:
+        """Labelled examples from a table or a split's name; see `promptforge.data.examples`."""
+        source = self.path(str(source)) if str(source) in self.data else source
+        rows = read_rows(source, [*self.inputs, self.label_column])
+        return examples(
+            rows,
+            list(self.labels) or None,
+            self.label_column,
+            str(source),
+            self.values,
+            report=report,
+            text_columns=self.inputs,
+            complete=complete,
+        )
+
+    def rows(self, source: str | Path) -> list[Row]:
+        """Rows without labels from a table or a split's name."""
+        source = self.path(str(source)) if str(source) in self.data else source
+        return read_rows(source, list(self.inputs))
+
+
+def task_from_data(
+    source: str | Path, text_columns: Sequence[str], label_column: str, templates: Sequence[Template], report: Reporter
+) -> tuple[Task, list[Example]]:
+    """A task whose labels are those of a table, and the table's examples."""
+    rows = read_rows(source, [*text_columns, label_column])
+    found = examples(rows, None, label_column, str(source), report=report, text_columns=text_columns)
+    task = Task.inline(
+        templates,
+        labels=labels_of(found),
+        label_column=label_column,
+        inputs=text_columns,
+        name=Path(str(source)).stem,
+    )
+    return task, found
+
+
+def task_folders() -> dict[str, Path]:
+    """Every shipped task: PromptForge's own and the plugins', by folder name; the first wins."""
+    here = Path(__file__).parent
+    # In a wheel the folder lies in the package; in a checkout, beside it.
+    roots = [next(p for p in (here / "templates", here.parent / "templates") if p.is_dir())]
+    roots += [Path(p) for _, paths in manager().provided("promptforge_task_folders") for p in paths]
+    found: dict[str, Path] = {}
+    for root in roots:
+        for folder in sorted(root.iterdir()):
+            if (folder / TASK_FILE).is_file():
+                found.setdefault(folder.name, folder)
+    return found
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Columns(_Strict):
+    inputs: list[str] = Field(min_length=1)
+    label: str = "label"
+    values: dict[str, str] = {}
+
+
+class _Pattern(_Strict):
+    file: str | None = None
+    description: str = ""
+    premise: str | None = None
+    words: dict[str, list[str]] | None = None
+
+
+class _TaskFile(_Strict):
+    name: str
+    kind: str = ""
+    description: str = ""
+    columns: _Columns
+    labels: dict[str, list[str]] = Field(min_length=2)
+    data: dict[str, str] = {}
+    patterns: dict[str, _Pattern] = {}
+
+
+def _read(folder: Path) -> Task:
+    path = folder / TASK_FILE
+    try:
+        parsed = _TaskFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {key}: {first['msg']}.") from None
+    for name, pattern in parsed.patterns.items():
+        strange = set(pattern.words or parsed.labels) ^ set(parsed.labels)
+        if strange:
+            raise UserError(
+                f"{path}: the words of the pattern {name!r} do not fit the labels: {listed(sorted(strange))}."
+            )
+    declared = parsed.patterns or {p.stem: _Pattern(file=p.name) for p in sorted(folder.glob("*.jinja"))}
+    if not declared:
+        raise UserError(f"{folder} has no pattern: add a .jinja file or a [patterns.NAME] table to {TASK_FILE}.")
+    patterns = {
+        name: Pattern(
+            name,
+            Template.from_file(folder / (p.file or f"{name}.jinja"), name=name),
+            p.words,
+            p.premise,
+            p.description,
+        )
+        for name, p in declared.items()
+    }
+    return Task(
+        name=parsed.name,
+        labels=parsed.labels,
+        patterns=patterns,
+        inputs=tuple(parsed.columns.inputs),
+        label_column=parsed.columns.label,
+        kind=parsed.kind,
+        description=parsed.description,
+        values=parsed.columns.values,
+        data={split: str(folder / file) for split, file in parsed.data.items()},
+        folder=folder,
+    )

@@ -1,0 +1,286 @@
+"""Templates: a row becomes a `Prompt`, which is a list of parts and never a string with markers.
+
+Because a prompt is a list of parts, text from the data can hold "[MASK]", "</s>" or "{{" and
+stays text. A template language is a `TemplateRenderer` that a plugin provides; Jinja is the
+built-in one (`promptforge_jinja`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, Protocol
+
+from promptforge.components import Component
+from promptforge.errors import UserError, did_you_mean, listed
+from promptforge.plugins import manager
+
+#: Names a template can use beside the row's columns. A column of the same name is `row["..."]`.
+RESERVED = ("mask", "soft", "sep", "tail", "labels", "words", "demos", "row")
+
+#: How early a text is cut when a prompt is too long: never, last, by length, first.
+KEEP, LAST, COLUMN, FIRST = 0, 1, 2, 3
+
+
+class TemplateError(UserError):
+    """A mistake in a template; the message holds file, line and a hint."""
+
+
+class _Part:
+    """Base of the parts that are not text: they cannot be glued to a string."""
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        kind = type(self).__name__.lower()
+        raise TemplateError(
+            f"{kind} is not a string and cannot be joined, filtered or formatted. "
+            f'Write {{{{ "a" }}}}{{{{ {kind} }}}} instead of {{{{ "a" ~ {kind} }}}}.'
+        )
+
+    __str__ = __add__ = __radd__ = __mod__ = __mul__ = __rmul__ = __len__ = __iter__ = __format__ = _refuse
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of text.
+
+    Attributes:
+        text: the characters.
+        source: "" for the template's own words, a column's name, or "expression".
+        cut: one of `KEEP`, `LAST`, `COLUMN`, `FIRST`.
+        side: which end is cut, "right" or "left".
+        tail: stands after the mask only where the model reads what follows it.
+    """
+
+    text: str
+    source: str = ""
+    cut: int = KEEP
+    side: str = "right"
+    tail: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=True)
+class Mask(_Part):
+    """A slot the model fills; `length` is how many tokens it has where a word does not say."""
+
+    length: int = 1
+    __str__ = __len__ = __iter__ = __format__ = _Part._refuse
+
+    def __call__(self, length: int = 1) -> Mask:
+        """`mask(3)`: a slot of three tokens."""
+        if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= 64:
+            raise TemplateError(f"mask({length!r}): the length is a whole number from 1 to 64.")
+        return Mask(length)
+
+    def __bool__(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Soft(_Part):
+    """Trainable tokens: as many as `text` has, or `n`; those with one `id` share vectors."""
+
+    text: str | None = None
+    n: int | None = None
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sep(_Part):
+    """The model's separator between two segments; a line break where it has none."""
+
+
+Part = Text | Mask | Soft | Sep
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a template makes of a row."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def masks(self) -> list[Mask]:
+        """The slots, in order."""
+        return [part for part in self.parts if isinstance(part, Mask)]
+
+    def filled(self, word: str) -> Prompt:
+        """The prompt with `word` in its slots, tails as ordinary text: a demonstration."""
+        parts: list[Part] = []
+        for part in self.parts:
+            if isinstance(part, Mask):
+                parts.append(Text(word))
+            elif isinstance(part, Text) and part.tail:
+                parts.append(replace(part, tail=False))
+            else:
+                parts.append(part)
+        return Prompt(tuple(parts))
+
+    def __str__(self) -> str:
+        shown = {Mask: "▁▁▁", Sep: " ⏐ "}
+        return "".join(
+            part.text if isinstance(part, Text) else shown.get(type(part), "⟨soft⟩") for part in self.parts
+        )
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demonstration in a template: the columns of its row, `label`, `word` and `prompt`."""
+
+    row: Mapping[str, Any]
+    label: str
+    word: str
+    template: Template
+    scope: Mapping[str, Any] = field(repr=False)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.row[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @property
+    def prompt(self) -> Prompt:
+        """The same template on this row, its label word in the mask."""
+        return self.template.render(self.row, **{**self.scope, "demos": ()}).filled(self.word)
+
+
+class Compiled(Protocol):
+    """A template ready to render."""
+
+    #: the names it uses and does not define -> the first line that uses them
+    variables: Mapping[str, int]
+
+    def render(self, scope: Mapping[str, Any]) -> list[Part]:
+        """The parts for these variables; a `TemplateError` says file, line and what to do."""
+
+
+class TemplateRenderer(Component):
+    """A template language. `suffixes` are the file endings it takes."""
+
+    role: ClassVar[str] = "renderer"
+    suffixes: ClassVar[tuple[str, ...]] = ()
+
+    def compile(self, source: str, origin: str) -> Compiled:
+        """Read `source`; `origin` (a path or a name) goes into messages.
+
+        Raises:
+            TemplateError: the source is not a template of this language.
+        """
+        raise NotImplementedError
+
+
+class Template:
+    """A template's source, compiled by the renderer for its language.
+
+    >>> Template("{{ text }} It was {{ mask }}.").render({"text": "Great fun."})
+    """
+
+    def __init__(
+        self, source: str, *, name: str = "template", origin: str | None = None, renderer: str = "jinja"
+    ) -> None:
+        self.source = source
+        self.name = name
+        self.origin = origin or f"<{name}>"
+        self.renderer = renderer
+
+    @classmethod
+    def from_file(cls, path: str | Path, *, name: str | None = None) -> Template:
+        """Read a template; the file's ending chooses the language.
+
+        Raises:
+            UserError: no such file, or it is not UTF-8.
+        """
+        path = Path(path)
+        try:
+            source = path.read_text(encoding="utf-8-sig").rstrip()
+        except FileNotFoundError:
+            raise UserError(f"There is no template file {path}.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"The template {path} cannot be read as UTF-8 text: {error}") from None
+        return cls(source, name=name or path.stem, origin=str(path), renderer=_renderer_for(path))
+
+    @cached_property
+    def compiled(self) -> Compiled:
+        """The compiled template; the first access raises `TemplateError` for a mistake in it."""
+        renderer: TemplateRenderer = manager().registry("renderer").build(self.renderer)
+        return renderer.compile(self.source, self.origin)
+
+    def check(self, columns: Sequence[str], *, example: Mapping[str, Any] | None = None, **scope: Any) -> None:
+        """Find mistakes before any model is loaded.
+
+        Args:
+            columns: the columns that rows will have.
+            example: a row to render on trial.
+            scope: `labels`, `words` and `demos` as for `render`.
+
+        Raises:
+            TemplateError: syntax, a variable that is no column, no mask.
+        """
+        for name, line in self.compiled.variables.items():
+            if name not in columns and name not in RESERVED:
+                near = did_you_mean(name, [*columns, *RESERVED])
+                raise TemplateError(
+                    f"{self.origin}, line {line}: {name!r} is neither a column nor a name of the template "
+                    f"language.{near} Columns: {listed(list(columns))}. Names: {', '.join(RESERVED)}."
+                )
+        if example is not None:
+            prompt = self.render(example, **scope)
+            if not prompt.masks:
+                raise TemplateError(
+                    f"{self.origin} has no mask: write {{{{ mask }}}} where the label word belongs, "
+                    "for example: {{ text }} It was {{ mask }}"
+                )
+
+    def render(
+        self,
+        row: Mapping[str, Any],
+        *,
+        labels: Sequence[str] = (),
+        words: Mapping[str, Sequence[str]] | None = None,
+        demos: Sequence[tuple[Mapping[str, Any], str]] = (),
+    ) -> Prompt:
+        """The prompt for `row`.
+
+        Args:
+            row: column -> value.
+            labels: the task's labels, in scope as `labels`.
+            words: label -> words, in scope as `words`.
+            demos: (row, label) pairs, in scope as `demos`.
+
+        Raises:
+            TemplateError: with file, line and a hint.
+        """
+        words = words or {}
+        scope: dict[str, Any] = {"labels": tuple(labels), "words": {k: tuple(v) for k, v in words.items()}}
+        shown = []
+        for demo_row, label in demos:
+            if not words.get(label):
+                raise TemplateError(f"{self.origin}: a demonstration has the label {label!r}, which has no words.")
+            shown.append(Demo(demo_row, label, words[label][0], self, {"labels": labels, "words": words}))
+        scope["demos"] = shown
+        prompt = Prompt(tuple(self.compiled.render({"row": row, **row, **scope})))
+        if manager().listens("promptforge_prompt_rendered"):
+            changed: Prompt | None = manager().pm.hook.promptforge_prompt_rendered(prompt=prompt, row=row)
+            prompt = changed or prompt
+        return prompt
+
+    def __repr__(self) -> str:
+        return f"Template({self.source!r}, name={self.name!r})"
+
+
+def _renderer_for(path: Path) -> str:
+    registry = manager().registry("renderer")
+    endings: list[str] = []
+    for name in registry.names():
+        suffixes = getattr(registry.get(name), "suffixes", ())
+        if path.suffix in suffixes:
+            return name
+        endings.extend(suffixes)
+    raise UserError(f"{path}: no template language takes files ending in {path.suffix!r}. There are: {listed(endings)}.")
+
+
+def iter_text(parts: Sequence[Part]) -> Iterator[Text]:
+    """The texts among `parts`."""
+    return (part for part in parts if isinstance(part, Text))

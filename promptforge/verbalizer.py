@@ -1,0 +1,199 @@
+"""Verbalizers: from label words to class scores. This is the protocol; methods are plugins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, PrivateAttr
+
+from promptforge.components import Component
+from promptforge.errors import PromptForgeError, UserError, did_you_mean, listed
+from promptforge.plugins import build
+from promptforge.progress import Reporter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from promptforge.backbone.base import Backbone
+    from promptforge.readout import Readout
+    from promptforge.scoring import Scorer
+
+Words = dict[str, list[str]]
+FORMAT = "promptforge-verbalizer"
+
+
+class Verbalizer(Component):
+    """Turns what a model says at a mask into one score per label.
+
+    `bind` gives it the labels, their words and the model; `class_scores` does the work. Scores
+    live in log space: their softmax over the labels is the class posterior.
+    """
+
+    role: ClassVar[str] = "verbalizer"
+
+    scorer: str = Field("auto", description="How words of several tokens are scored; see 'promptforge plugins'.")
+    scorer_options: dict[str, Any] = Field(default_factory=dict, description="Options of the scorer.")
+    slot: int = Field(0, ge=0, description="Which mask of the template is read, counted from 0.")
+
+    _labels: tuple[str, ...] = PrivateAttr(())
+    _words: Words = PrivateAttr(default_factory=dict)
+    _sequences: dict[str, list[tuple[int, ...]]] = PrivateAttr(default_factory=dict)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, in the order of the scores' columns."""
+        return self._labels
+
+    @property
+    def words(self) -> Words:
+        """label -> words."""
+        return self._words
+
+    @property
+    def sequences(self) -> dict[str, list[tuple[int, ...]]]:
+        """label -> the token ids of each of its words."""
+        return self._sequences
+
+    def bind(
+        self,
+        labels: Sequence[str],
+        words: Mapping[str, Sequence[str]],
+        backbone: Backbone,
+        *,
+        space_before: bool,
+        report: Reporter | None = None,
+    ) -> None:
+        """Tokenize the words for a model.
+
+        Raises:
+            UserError: a label without words, a word the tokenizer does not know, one word under
+                two labels.
+        """
+        self._labels, self._words = tuple(labels), {label: list(words.get(label, ())) for label in labels}
+        self._sequences = {}
+        owner: dict[tuple[int, ...], tuple[str, str]] = {}
+        long: list[str] = []
+        for label in labels:
+            if not self._words[label]:
+                raise UserError(f"The label {label!r} has no words. Give it at least one in task.toml, [labels].")
+            self._sequences[label] = []
+            for word in self._words[label]:
+                ids = tuple(backbone.text.word(word, space_before=space_before))
+                if not ids or backbone.text.unknown_id in ids:
+                    raise UserError(
+                        f"The label word {word!r} of {label!r} is unknown to the tokenizer of {backbone.name}. "
+                        "Choose another word."
+                    )
+                if ids in owner and owner[ids][0] != label:
+                    other, same = owner[ids]
+                    raise UserError(
+                        f"The labels {other!r} and {label!r} share the word {word!r}"
+                        + (f" (the tokenizer reads it as {same!r})" if same != word else "")
+                        + ". A word belongs to one label."
+                    )
+                owner[ids] = (label, word)
+                if len(ids) > 1:
+                    long.append(f"{word!r} ({len(ids)} tokens)")
+                self._sequences[label].append(ids)
+        if long:
+            (report or Reporter()).note(f"Words of several tokens, scored whole: {', '.join(long[:8])}")
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest word."""
+        return max(len(s) for sequences in self._sequences.values() for s in sequences)
+
+    def build_scorer(self, backbone: Backbone) -> Scorer:
+        """The scorer the options name, the family's own by default."""
+        name = backbone.default_scorer if self.scorer == "auto" else self.scorer
+        made: Scorer = build("scorer", name, **self.scorer_options)
+        return made
+
+    def word_scores(self, readout: Readout, *, normalised: bool = True) -> dict[str, Tensor]:
+        """label -> scores of its words, [prompts, words]."""
+        sequences = [s for label in self.labels for s in self._sequences[label]]
+        scores = readout.score(sequences, self.slot, normalised=normalised, scorer=self.build_scorer(readout.backbone))
+        sizes = [len(self._sequences[label]) for label in self.labels]
+        return dict(zip(self.labels, scores.split(sizes, dim=1), strict=True))
+
+    def class_scores(self, readout: Readout) -> Tensor:
+        """Scores of the labels, [prompts, labels], in log space."""
+        raise NotImplementedError
+
+
+@dataclass
+class LabelWords:
+    """Label words on their own: what `verbalizer.json` holds.
+
+    Attributes:
+        labels: the labels, in order.
+        patterns: pattern -> label -> words; the key "*" holds for every pattern without its own.
+        scores: pattern -> label -> the words' scores, where a search gave them.
+        verbalizer, options: the component that reads them.
+        origin: how they were found.
+    """
+
+    labels: list[str]
+    patterns: dict[str, Words]
+    scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    verbalizer: str = "manual"
+    options: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def words_for(self, pattern: str) -> Words:
+        """The words for a pattern.
+
+        Raises:
+            UserError: none for this pattern and none for all.
+        """
+        words = self.patterns.get(pattern) or self.patterns.get("*")
+        if words is None:
+            known = list(self.patterns)
+            raise UserError(f"There are no words for the pattern {pattern!r}.{did_you_mean(pattern, known)} Only for {listed(known)}.")
+        return words
+
+    def check_labels(self, labels: Sequence[str], origin: str) -> None:
+        """Raise a `UserError` unless the labels are the task's."""
+        if set(labels) != set(self.labels):
+            raise UserError(f"{origin} is for the labels {listed(self.labels)}, and the task has {listed(list(labels))}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """As written to a file."""
+        return {"format": FORMAT, "version": 1, **vars(self)}
+
+    def save(self, path: str | Path) -> None:
+        """Write `verbalizer.json`, whole or not at all."""
+        path = Path(path)
+        draft = path.with_name(path.name + ".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            draft.replace(path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise PromptForgeError(f"{path} could not be written: {error.strerror or error}.") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> LabelWords:
+        """Read `verbalizer.json`.
+
+        Raises:
+            UserError: no such file, or not one of ours.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            if data.pop("format") != FORMAT or data.pop("version") != 1:
+                raise ValueError("another format or version")
+            made = cls(**data)
+            for words in made.patterns.values():
+                if not all(isinstance(w, str) for label in made.labels for w in words[label]):
+                    raise ValueError("words are not text")
+        except FileNotFoundError:
+            raise UserError(f"There is no verbalizer file {path}. 'promptforge search-verbalizer' writes one.") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is not a verbalizer file of PromptForge: {error}") from None
+        return made
