@@ -14,19 +14,27 @@ from promptforge.errors import PromptForgeError, UserError
 from promptforge.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from promptforge.backbone import Backbone, load_model
-    from promptforge.calibration import Calibration
-    from promptforge.components import Component
-    from promptforge.data import Example, Reader, read_rows, sample_shots
-    from promptforge.evaluation import Evaluation
-    from promptforge.model import PromptModel
-    from promptforge.models import ModelSource
-    from promptforge.scoring import Scorer
-    from promptforge.search import VerbalizerSearch, search_verbalizer
-    from promptforge.selection import DemonstrationSelector
-    from promptforge.task import Pattern, Task
-    from promptforge.template import Prompt, Template, TemplateRenderer
-    from promptforge.verbalizer import Verbalizer
+    from promptforge.backbone import Backbone as Backbone
+    from promptforge.backbone import load_model as load_model
+    from promptforge.calibration import Calibration as Calibration
+    from promptforge.components import Component as Component
+    from promptforge.data import Example as Example
+    from promptforge.data import Reader as Reader
+    from promptforge.data import read_rows as read_rows
+    from promptforge.data import sample_shots as sample_shots
+    from promptforge.evaluation import Evaluation as Evaluation
+    from promptforge.model import PromptModel as PromptModel
+    from promptforge.models import ModelSource as ModelSource
+    from promptforge.scoring import Scorer as Scorer
+    from promptforge.search import VerbalizerSearch as VerbalizerSearch
+    from promptforge.search import search_verbalizer as search_verbalizer
+    from promptforge.selection import DemonstrationSelector as DemonstrationSelector
+    from promptforge.task import Pattern as Pattern
+    from promptforge.task import Task as Task
+    from promptforge.template import Prompt as Prompt
+    from promptforge.template import Template as Template
+    from promptforge.template import TemplateRenderer as TemplateRenderer
+    from promptforge.verbalizer import Verbalizer as Verbalizer
 
 _HOMES = {
     "Backbone": "backbone",

@@ -33,7 +33,12 @@ class Calibration(Component):
     needs_rows: ClassVar[bool] = False
 
     def fit(
-        self, pattern: Pattern, columns: Sequence[str], render: Render, score: Score, rows_scores: Tensor | None
+        self,
+        pattern: Pattern,
+        columns: Sequence[str],
+        render: Render,
+        score: Score,
+        rows_scores: Tensor | None,
     ) -> None:
         """Learn the correction.
 

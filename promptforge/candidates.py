@@ -25,7 +25,9 @@ class Candidates:
     def keep(self, indices: Iterable[int]) -> Candidates:
         """Those at `indices`, in vocabulary order."""
         chosen = sorted(indices)
-        return Candidates(tuple(self.words[i] for i in chosen), self.ids[torch.tensor(chosen, dtype=torch.long)])
+        return Candidates(
+            tuple(self.words[i] for i in chosen), self.ids[torch.tensor(chosen, dtype=torch.long)]
+        )
 
 
 _known: WeakKeyDictionary[Backbone, dict[bool, Candidates]] = WeakKeyDictionary()
@@ -51,16 +53,27 @@ def _whole_words(backbone: Backbone, space_before: bool) -> Candidates:
     for token, text in enumerate(backbone.tokenizer.batch_decode([[i] for i in range(size)])):
         word = text.strip()
         # Words with an apostrophe or a hyphen count; two characters must be letters.
-        if token not in special and not any(c.isspace() for c in word) and sum(c.isalpha() for c in word) >= 2:
+        if (
+            token not in special
+            and not any(c.isspace() for c in word)
+            and sum(c.isalpha() for c in word) >= 2
+        ):
             words.append(word)
             tokens.append(token)
     spelled = backbone.text.ids([f" {w}" if space_before else w for w in words])
     kept = [i for i, ids in enumerate(spelled) if ids == [tokens[i]]]
-    return Candidates(tuple(words[i] for i in kept), torch.tensor([tokens[i] for i in kept], dtype=torch.long))
+    return Candidates(
+        tuple(words[i] for i in kept), torch.tensor([tokens[i] for i in kept], dtype=torch.long)
+    )
 
 
 def most_frequent(
-    candidates: Candidates, backbone: Backbone, texts: Iterable[str], max_words: int, *, space_before: bool
+    candidates: Candidates,
+    backbone: Backbone,
+    texts: Iterable[str],
+    max_words: int,
+    *,
+    space_before: bool,
 ) -> Candidates:
     """The `max_words` candidates that occur most often in `texts` (ties: vocabulary order).
 
@@ -83,7 +96,9 @@ def most_frequent(
     count(chunk)
     found = [(-counts[t], i) for i, t in enumerate(candidates.ids.tolist()) if counts[t]]
     if not found:
-        raise UserError("The unlabelled text holds none of the words the model could write. Is it in its language?")
+        raise UserError(
+            "The unlabelled text holds none of the words the model could write. Is it in its language?"
+        )
     return candidates.keep(i for _, i in sorted(found)[:max_words])
 
 

@@ -23,7 +23,9 @@ class Component(BaseModel):
     annotate the options with `pydantic.Field(default, description=...)`.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_assignment=True)
+    model_config = ConfigDict(
+        extra="forbid", arbitrary_types_allowed=True, validate_assignment=True
+    )
 
     role: ClassVar[str] = ""
     name: ClassVar[str] = ""
@@ -38,10 +40,19 @@ class Component(BaseModel):
         """One row per option: name, type, default and description, all as text."""
         rows = []
         for name, field in cls.model_fields.items():
-            default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
+            default = (
+                "required"
+                if field.is_required()
+                else repr(field.get_default(call_default_factory=True))
+            )
             kind = inspect.formatannotation(field.annotation).replace("typing.", "")
             rows.append(
-                {"name": name, "type": kind, "default": default, "description": field.description or ""}
+                {
+                    "name": name,
+                    "type": kind,
+                    "default": default,
+                    "description": field.description or "",
+                }
             )
         return rows
 
@@ -61,7 +72,9 @@ def _explain(cls: type[Component], error: ValidationError) -> str:
         option = ".".join(str(part) for part in problem["loc"]) or "options"
         if problem["type"] == "extra_forbidden":
             has = f"Its options: {listed(known)}." if known else "It has no options."
-            lines.append(f"{cls.role} {cls.name!r} has no option {option!r}.{did_you_mean(option, known)} {has}")
+            lines.append(
+                f"{cls.role} {cls.name!r} has no option {option!r}.{did_you_mean(option, known)} {has}"
+            )
         elif problem["type"] == "missing":
             lines.append(f"{cls.role} {cls.name!r} needs the option {option!r}.")
         else:
@@ -88,7 +101,9 @@ class Registry:
             return f"provides {cls.name!r} for the role {self.role!r}, but its base class is for {cls.role!r}"
         if cls.name in self._classes:
             owner = self._classes[cls.name][1]
-            return f"provides the {self.role} {cls.name!r}, a name that {owner!r} has taken; ignored"
+            return (
+                f"provides the {self.role} {cls.name!r}, a name that {owner!r} has taken; ignored"
+            )
         self._classes[cls.name] = (cls, provider)
         return None
 
@@ -116,7 +131,9 @@ class Registry:
         return self.get(name).build(**options)
 
 
-def parse_options(pairs: list[str], chosen: dict[str, type[Component]]) -> dict[str, dict[str, Any]]:
+def parse_options(
+    pairs: list[str], chosen: dict[str, type[Component]]
+) -> dict[str, dict[str, Any]]:
     """`["search.candidates=500", "mu=2"]` to `{"search": {"candidates": 500}, ...}`.
 
     `chosen` maps each role in use to its component class. The role may be left out when only
@@ -139,12 +156,18 @@ def parse_options(pairs: list[str], chosen: dict[str, type[Component]]) -> dict[
                 keys = [f"{r}.{f}" for r, cls in chosen.items() for f in cls.model_fields]
                 if owners:
                     choices = listed([f"{r}.{option}" for r in owners])
-                    raise UserError(f"-o {pair!r}: several components have {option!r}: write one of {choices}.")
+                    raise UserError(
+                        f"-o {pair!r}: several components have {option!r}: write one of {choices}."
+                    )
                 near = did_you_mean(option, [k.split(".")[1] for k in keys])
-                raise UserError(f"-o {pair!r}: no chosen component has {option!r}.{near} There are: {listed(keys, 30)}.")
+                raise UserError(
+                    f"-o {pair!r}: no chosen component has {option!r}.{near} There are: {listed(keys, 30)}."
+                )
             role = owners[0]
         if role not in chosen:
-            raise UserError(f"-o {pair!r}: there is no {role!r} in this command. Roles: {listed(list(chosen))}.")
+            raise UserError(
+                f"-o {pair!r}: there is no {role!r} in this command. Roles: {listed(list(chosen))}."
+            )
         out[role][option] = _literal(text.strip())
     return out
 

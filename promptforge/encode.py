@@ -14,7 +14,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from promptforge.errors import UserError
-from promptforge.template import COLUMN, FIRST, KEEP, LAST, Mask, Prompt, Sep, Soft, TemplateError, Text
+from promptforge.template import (
+    COLUMN,
+    FIRST,
+    KEEP,
+    LAST,
+    Mask,
+    Prompt,
+    Sep,
+    Soft,
+    TemplateError,
+    Text,
+)
 
 #: No token of ordinary text is longer, so longer texts are cut to this many characters a token
 #: before they are tokenized: a 10 MB cell costs no more than a long one.
@@ -49,14 +60,19 @@ class TextEncoder:
         }
         self.unknown_id: int | None = tokenizer.unk_token_id
         self._forbidden = self.special_ids - {self.unknown_id}
-        state["added_tokens"] = [t for t in state["added_tokens"] if not t["special"] and not t["content"].strip()]
+        state["added_tokens"] = [
+            t for t in state["added_tokens"] if not t["special"] and not t["content"].strip()
+        ]
         state["truncation"] = state["padding"] = state["post_processor"] = None
         self.prefix_space = _without_prefix_space(state)
         self._backend = Tokenizer.from_str(json.dumps(state))
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text."""
-        out = [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        out = [
+            encoding.ids
+            for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
         for i, ids in enumerate(out):
             if not self._forbidden.isdisjoint(ids):
                 out[i] = self.spans(texts[i])[0]
@@ -191,7 +207,7 @@ class _Run:
         return self.lead + "".join(text.text for text in self.texts)
 
 
-_Item = _Run | tuple[Mask, bool] | tuple[Soft, bool] | Sep
+_Item = _Run | tuple[Mask | Soft, bool] | Sep
 
 
 class PromptEncoder:
@@ -207,10 +223,14 @@ class PromptEncoder:
         self.text = text
         self.frame = frame
         if max_length is not None and max_length > frame.max_length:
-            raise UserError(f"--max-length {max_length}: the model takes at most {frame.max_length} tokens.")
+            raise UserError(
+                f"--max-length {max_length}: the model takes at most {frame.max_length} tokens."
+            )
         self.max_length = max_length or frame.max_length
 
-    def encode(self, prompts: Sequence[Prompt], *, reserve: int = 0, origin: str = "the template") -> list[Encoded]:
+    def encode(
+        self, prompts: Sequence[Prompt], *, reserve: int = 0, origin: str = "the template"
+    ) -> list[Encoded]:
         """Encode `prompts` together.
 
         Args:
@@ -234,7 +254,9 @@ class PromptEncoder:
         parts = prompt.parts
         masks = [i for i, part in enumerate(parts) if isinstance(part, Mask)]
         if not masks:
-            raise TemplateError(f"{origin} has no mask: write {{{{ mask }}}} where the label word belongs.")
+            raise TemplateError(
+                f"{origin} has no mask: write {{{{ mask }}}} where the label word belongs."
+            )
         if not self.frame.reads_right:
             parts = self._causal(parts, masks, origin)
         items: list[_Item] = []
@@ -254,8 +276,14 @@ class PromptEncoder:
 
     def _causal(self, parts: tuple[Any, ...], masks: list[int], origin: str) -> tuple[Any, ...]:
         if len(masks) > 1:
-            raise TemplateError(f"{origin} has {len(masks)} masks; a causal model reads one, at the end.")
-        after = [p for p in parts[masks[0] + 1 :] if not (isinstance(p, Text) and (p.tail or not p.text.strip()))]
+            raise TemplateError(
+                f"{origin} has {len(masks)} masks; a causal model reads one, at the end."
+            )
+        after = [
+            p
+            for p in parts[masks[0] + 1 :]
+            if not (isinstance(p, Text) and (p.tail or not p.text.strip()))
+        ]
         if after:
             text = "".join(p.text for p in after if isinstance(p, Text)).strip()
             raise TemplateError(
@@ -276,18 +304,24 @@ class PromptEncoder:
                 if fresh:
                     texts = _strip(texts, left=True)
                 before_slot = i + 1 < len(items) and isinstance(items[i + 1], tuple)
-                space = before_slot and (string.endswith(" ") or (fresh and not texts and self.text.prefix_space))
+                space = before_slot and (
+                    string.endswith(" ") or (fresh and not texts and self.text.prefix_space)
+                )
                 if before_slot or i + 1 == len(items):
                     texts = _strip(texts, left=False)
                 if texts:
-                    lead = " " if fresh and self.text.prefix_space and not texts[0].text.startswith(" ") else ""
+                    lead = (
+                        " "
+                        if fresh and self.text.prefix_space and not texts[0].text.startswith(" ")
+                        else ""
+                    )
                     out.append(_Run(texts, lead))
                     fresh = False
             elif isinstance(item, Sep):
                 out.append(item)
                 fresh, space = True, False
             else:
-                out.append((item[0], space or (fresh and self.text.prefix_space)))  # type: ignore[arg-type]
+                out.append((item[0], space or (fresh and self.text.prefix_space)))
                 fresh = space = False
         return out
 
@@ -314,7 +348,10 @@ class PromptEncoder:
         long_text = any(len(run.string) > self.max_length * _CHARACTERS_PER_TOKEN for run in runs)
         if long_text or sum(len(run.ids) for run in runs) > budget:
             cut = self._truncate(runs, budget, origin)
-            blocks = [item.ids if isinstance(item, _Run) else block for item, block in zip(items, blocks, strict=True)]
+            blocks = [
+                item.ids if isinstance(item, _Run) else block
+                for item, block in zip(items, blocks, strict=True)
+            ]
         ids: list[int] = list(frame.prefix)
         types: list[int] = [0] * len(ids)
         found: list[Slot] = []
@@ -323,7 +360,7 @@ class PromptEncoder:
         for item, block in zip(items, blocks, strict=True):
             if isinstance(item, tuple) and isinstance(item[0], Mask):
                 found.append(Slot(len(ids), len(block), item[1]))
-            elif isinstance(item, tuple):
+            elif isinstance(item, tuple) and isinstance(item[0], Soft):
                 key = item[0].id or f"soft-{len(soft)}"
                 soft.append(SoftSlot(len(ids), len(block), key))
             ids += block
@@ -398,7 +435,9 @@ def _pieces(runs: list[_Run], spans: dict[int, list[tuple[int, int]]]) -> list[_
         start = len(run.lead)
         for i, text in enumerate(run.texts):
             end = start + len(text.text)
-            tokens = [(max(a - start, 0), b - start) for a, b in spans[n] if start <= max(a, b - 1) < end]
+            tokens = [
+                (max(a - start, 0), b - start) for a, b in spans[n] if start <= max(a, b - 1) < end
+            ]
             out.append(_Piece(n, i, text, tokens))
             start = end
     return out

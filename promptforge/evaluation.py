@@ -36,7 +36,9 @@ class Evaluation:
     majority: float
 
     @classmethod
-    def of(cls, truth: Sequence[str], probabilities: NDArray[np.floating[Any]], labels: Sequence[str]) -> Evaluation:
+    def of(
+        cls, truth: Sequence[str], probabilities: NDArray[np.floating[Any]], labels: Sequence[str]
+    ) -> Evaluation:
         """Evaluate class probabilities, [rows, labels], against the true labels."""
         from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 

@@ -80,10 +80,14 @@ class PromptModel:
             words = words.patterns
         self.task = task.with_words(words) if words else task
         self.labels = tuple(task.labels)
-        if isinstance(verbalizer, str) or verbalizer is None:
-            verbalizer = build("verbalizer", verbalizer or "manual", **(options or {}))
-        self._prototype: Verbalizer = verbalizer
-        self._calibration = build("calibration", calibration) if isinstance(calibration, str) else calibration
+        self._prototype: Verbalizer = (
+            verbalizer
+            if isinstance(verbalizer, Verbalizer)
+            else build("verbalizer", verbalizer or "manual", **(options or {}))
+        )
+        self._calibration = (
+            build("calibration", calibration) if isinstance(calibration, str) else calibration
+        )
         self._verbalizers: dict[str, Verbalizer] = {}
         self._calibrations: dict[str, Calibration] = {}
         self._states: dict[Any, Tensor] | None = {} if remember else None
@@ -104,7 +108,10 @@ class PromptModel:
         """What a pattern makes of a row."""
         demos = self.demonstrations.select(row) if self.demonstrations else []
         return self.task.patterns[pattern].template.render(
-            row, labels=self.labels, words=self.task.words_for(pattern), demos=[(d.row, d.label) for d in demos]
+            row,
+            labels=self.labels,
+            words=self.task.words_for(pattern),
+            demos=[(d.row, d.label) for d in demos],
         )
 
     def encode(self, pattern: str, prompts: Sequence[Prompt]) -> list[Encoded]:
@@ -119,7 +126,9 @@ class PromptModel:
         words = [w for ws in self.task.words_for(pattern).values() for w in ws]
         return max(len(ids) for ids in self.backbone.text.ids([f" {w}" for w in words]))
 
-    def read(self, pattern: str, rows: Sequence[Mapping[str, Any]], what: str = "Reading") -> Readout:
+    def read(
+        self, pattern: str, rows: Sequence[Mapping[str, Any]], what: str = "Reading"
+    ) -> Readout:
         """Run the model over `rows` with one pattern.
 
         Raises:
@@ -140,7 +149,9 @@ class PromptModel:
             self._states.update(zip(new, states, strict=True))
         known = self._states
         if len({known[key].shape for key in keys}) > 1:
-            raise UserError("The template gives some rows more masks than others; every row needs as many.")
+            raise UserError(
+                "The template gives some rows more masks than others; every row needs as many."
+            )
         return torch.stack([known[key] for key in keys])
 
     def _count_cuts(self, encoded: list[Encoded], pattern: str) -> None:
@@ -188,7 +199,9 @@ class PromptModel:
     def calibrate(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Fit the calibration on rows (their labels are never looked at)."""
         if self._calibration is None:
-            raise UserError("The model has no calibration to fit: give one, for example calibration='batch'.")
+            raise UserError(
+                "The model has no calibration to fit: give one, for example calibration='batch'."
+            )
         for pattern in self.task.patterns:
             scores = None
             if self._calibration.needs_rows:
@@ -207,8 +220,18 @@ class PromptModel:
                 return self.verbalizer(pattern, readout).class_scores(readout)
 
         made = self._calibration.model_copy(deep=True)
-        columns = [c for c in self.task.patterns[pattern].template.compiled.variables if c in self.task.inputs]
-        made.fit(self.task.patterns[pattern], columns, lambda row: self.prompt(pattern, row), score, scores)
+        columns = [
+            c
+            for c in self.task.patterns[pattern].template.compiled.variables
+            if c in self.task.inputs
+        ]
+        made.fit(
+            self.task.patterns[pattern],
+            columns,
+            lambda row: self.prompt(pattern, row),
+            score,
+            scores,
+        )
         self._calibrations[pattern] = made
 
     def pattern_probabilities(
@@ -216,7 +239,9 @@ class PromptModel:
     ) -> dict[str, NDArray[np.float64]]:
         """Class probabilities of each pattern, [rows, labels]."""
         return {
-            name: torch.softmax(self.class_scores(name, self.read(name, rows, what)).double(), -1).cpu().numpy()
+            name: torch.softmax(self.class_scores(name, self.read(name, rows, what)).double(), -1)
+            .cpu()
+            .numpy()
             for name in self.task.patterns
         }
 
@@ -229,7 +254,9 @@ class PromptModel:
         """The most probable label of each row."""
         return [self.labels[i] for i in self.predict_proba(rows).argmax(1)]
 
-    def evaluate(self, examples: Sequence[Example], what: str = "Evaluating") -> dict[str, Evaluation]:
+    def evaluate(
+        self, examples: Sequence[Example], what: str = "Evaluating"
+    ) -> dict[str, Evaluation]:
         """Figures per pattern, and of their average under the name `ENSEMBLE`."""
         truth = [e.label for e in examples]
         found = self.pattern_probabilities([e.row for e in examples], what)
@@ -248,7 +275,12 @@ class PromptModel:
             log_probs = self.backbone.log_probs(readout.states[0])
             best = log_probs.topk(min(top, log_probs.shape[1]))
             out[pattern] = [
-                [Filled(self.backbone.tokenizer.decode([t]), t, p) for t, p in zip(tokens, probs, strict=True)]
-                for tokens, probs in zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+                [
+                    Filled(self.backbone.tokenizer.decode([t]), t, p)
+                    for t, p in zip(tokens, probs, strict=True)
+                ]
+                for tokens, probs in zip(
+                    best.indices.tolist(), best.values.exp().tolist(), strict=True
+                )
             ]
         return out

@@ -64,7 +64,11 @@ class PluginManager:
 
     def _discover(self, disabled: frozenset[str]) -> None:
         found = [
-            (point, point.dist.name if point.dist else "?", point.dist.version if point.dist else "?")
+            (
+                point,
+                point.dist.name if point.dist else "?",
+                point.dist.version if point.dist else "?",
+            )
             for point in metadata.entry_points(group=GROUP)
         ]
         # A name is loaded once: an editable install beside a regular one lists it twice.
@@ -79,7 +83,9 @@ class PluginManager:
                 self.register(point.load(), point.name, info)
             except Exception as error:
                 info.enabled = False
-                self.problems.append(Problem(point.name, f"could not be loaded: {type(error).__name__}: {error}"))
+                self.problems.append(
+                    Problem(point.name, f"could not be loaded: {type(error).__name__}: {error}")
+                )
         unknown = sorted(disabled - {info.name for info in self.plugins})
         if unknown:
             names = [info.name for info in self.plugins]
@@ -139,7 +145,10 @@ class PluginManager:
         for plugin, mapping in self.provided(hook):
             for name, value in mapping.items():
                 if name in merged:
-                    self.report(plugin, f"provides {name!r}, a name that {merged[name][1]!r} has taken; ignored")
+                    self.report(
+                        plugin,
+                        f"provides {name!r}, a name that {merged[name][1]!r} has taken; ignored",
+                    )
                 else:
                     merged[name] = (value, plugin)
         return {name: value for name, (value, _) in merged.items()}

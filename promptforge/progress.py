@@ -90,21 +90,38 @@ class _Lines:
         left = ""
         if self.total and rate and self.done < self.total:
             left = f", {(self.total - self.done) / rate:.0f} s left"
-        print(f"{self.label}: {self.done}{of} {self.unit}, {rate:.1f}/s{left}", file=sys.stderr, flush=True)
+        print(
+            f"{self.label}: {self.done}{of} {self.unit}, {rate:.1f}/s{left}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @contextmanager
 def _bar(label: str, total: int | None, unit: str) -> Iterator[Meter]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
-    from rich.progress import TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
             return Text(f"{task.speed or 0:.0f} {unit}/s", style="cyan")
 
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()]
+    columns: list[Any] = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+    ]
     with Progress(*columns, console=Console(stderr=True)) as progress:
         handle = progress.add_task(label, total=total)
 

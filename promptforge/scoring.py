@@ -23,7 +23,9 @@ class Scorer(Component):
     role: ClassVar[str] = "scorer"
     families: ClassVar[tuple[str, ...]] = ()
 
-    length_normalised: bool = Field(False, description="Divide a word's log-probability by its number of tokens.")
+    length_normalised: bool = Field(
+        False, description="Divide a word's log-probability by its number of tokens."
+    )
 
     def check(self, backbone: Backbone) -> None:
         """Raise a `UserError` where the model's family cannot be scored this way."""

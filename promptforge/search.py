@@ -44,13 +44,21 @@ class Evidence:
     sources: Sequence[Any]
 
     @classmethod
-    def of(cls, readouts: Sequence[tuple[Readout, Candidates]], targets: Tensor, labels: Sequence[str]) -> Evidence:
+    def of(
+        cls, readouts: Sequence[tuple[Readout, Candidates]], targets: Tensor, labels: Sequence[str]
+    ) -> Evidence:
         """Evidence from readouts; their candidates are the same words."""
         sources = [_Source(readout, candidates) for readout, candidates in readouts]
         return cls(tuple(labels), readouts[0][1].words, targets, sources)
 
     @classmethod
-    def of_log_probs(cls, log_probs: Sequence[Tensor], targets: Tensor, labels: Sequence[str], words: Sequence[str]) -> Evidence:
+    def of_log_probs(
+        cls,
+        log_probs: Sequence[Tensor],
+        targets: Tensor,
+        labels: Sequence[str],
+        words: Sequence[str],
+    ) -> Evidence:
         """Evidence from log-probabilities at hand, one tensor [rows, W] per pattern."""
         return cls(tuple(labels), tuple(words), targets, [_Given(t) for t in log_probs])
 
@@ -63,7 +71,9 @@ class Evidence:
     def columns(self, words: Sequence[int]) -> Iterator[Tensor]:
         """Per pattern, log-probabilities of some words (indices into `words`), [rows, len(words)]."""
         for source in self.sources:
-            yield torch.cat([log_probs for _, log_probs in source.blocks(torch.tensor(list(words)))])
+            yield torch.cat(
+                [log_probs for _, log_probs in source.blocks(torch.tensor(list(words)))]
+            )
 
 
 class _Source:
@@ -149,9 +159,13 @@ def search_verbalizer(
             the space before the mask (with `joint`).
     """
     report = report or model.report
-    finder: VerbalizerSearch = build("search", search, **options) if isinstance(search, str) else search
+    finder: VerbalizerSearch = (
+        build("search", search, **options) if isinstance(search, str) else search
+    )
     if max_words is not None and not unlabeled:
-        raise UserError("max_words keeps the words most frequent in unlabelled text: give that too (--unlabeled).")
+        raise UserError(
+            "max_words keeps the words most frequent in unlabelled text: give that too (--unlabeled)."
+        )
     labels = model.labels
     lacking = [label for label in labels if not any(e.label == label for e in train)]
     if lacking:
@@ -173,14 +187,22 @@ def search_verbalizer(
     with torch.inference_mode():
         if joint:
             if len({c.words for _, c in pairs.values()}) > 1:
-                raise UserError("A joint search needs patterns that all have, or all lack, a space before the mask.")
+                raise UserError(
+                    "A joint search needs patterns that all have, or all lack, a space before the mask."
+                )
             found = {"*": finder.search(Evidence.of(list(pairs.values()), targets, labels))}
         else:
-            found = {p: finder.search(Evidence.of([pair], targets, labels)) for p, pair in pairs.items()}
+            found = {
+                p: finder.search(Evidence.of([pair], targets, labels)) for p, pair in pairs.items()
+            }
     return LabelWords(
         labels=list(labels),
-        patterns={p: {label: [w for w, _ in f.words[label]] for label in labels} for p, f in found.items()},
-        scores={p: {label: [s for _, s in f.words[label]] for label in labels} for p, f in found.items()},
+        patterns={
+            p: {label: [w for w, _ in f.words[label]] for label in labels} for p, f in found.items()
+        },
+        scores={
+            p: {label: [s for _, s in f.words[label]] for label in labels} for p, f in found.items()
+        },
         origin={
             "search": finder.name,
             "options": finder.model_dump(),

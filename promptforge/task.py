@@ -10,7 +10,6 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -107,7 +106,11 @@ class Task:
                 raise UserError(f"Two templates are called {template.name!r}.")
             patterns[template.name] = Pattern(template.name, template)
         return cls(
-            name, {k: list(v) for k, v in words.items()}, patterns, tuple(inputs), label_column=label_column
+            name,
+            {k: list(v) for k, v in words.items()},
+            patterns,
+            tuple(inputs),
+            label_column=label_column,
         )
 
     def words_for(self, pattern: str) -> Words:
@@ -127,7 +130,8 @@ class Task:
     def with_words(self, words: Mapping[str, Words]) -> Task:
         """The task with other label words per pattern ("*": for all without their own)."""
         patterns = {
-            name: replace(p, words=words.get(name) or words.get("*") or p.words) for name, p in self.patterns.items()
+            name: replace(p, words=words.get(name) or words.get("*") or p.words)
+            for name, p in self.patterns.items()
         }
         return replace(self, patterns=patterns)
 
@@ -152,7 +156,9 @@ class Task:
             )
         return self.data[split]
 
-    def examples(self, source: str | Path, report: Reporter | None = None, *, complete: bool = True) -> list[Example]:
+    def examples(
+        self, source: str | Path, report: Reporter | None = None, *, complete: bool = True
+    ) -> list[Example]:
         """Labelled examples from a table or a split's name; see `promptforge.data.examples`."""
         source = self.path(str(source)) if str(source) in self.data else source
         rows = read_rows(source, [*self.inputs, self.label_column])
@@ -174,11 +180,17 @@ class Task:
 
 
 def task_from_data(
-    source: str | Path, text_columns: Sequence[str], label_column: str, templates: Sequence[Template], report: Reporter
+    source: str | Path,
+    text_columns: Sequence[str],
+    label_column: str,
+    templates: Sequence[Template],
+    report: Reporter,
 ) -> tuple[Task, list[Example]]:
     """A task whose labels are those of a table, and the table's examples."""
     rows = read_rows(source, [*text_columns, label_column])
-    found = examples(rows, None, label_column, str(source), report=report, text_columns=text_columns)
+    found = examples(
+        rows, None, label_column, str(source), report=report, text_columns=text_columns
+    )
     task = Task.inline(
         templates,
         labels=labels_of(found),
@@ -246,9 +258,13 @@ def _read(folder: Path) -> Task:
             raise UserError(
                 f"{path}: the words of the pattern {name!r} do not fit the labels: {listed(sorted(strange))}."
             )
-    declared = parsed.patterns or {p.stem: _Pattern(file=p.name) for p in sorted(folder.glob("*.jinja"))}
+    declared = parsed.patterns or {
+        p.stem: _Pattern(file=p.name) for p in sorted(folder.glob("*.jinja"))
+    }
     if not declared:
-        raise UserError(f"{folder} has no pattern: add a .jinja file or a [patterns.NAME] table to {TASK_FILE}.")
+        raise UserError(
+            f"{folder} has no pattern: add a .jinja file or a [patterns.NAME] table to {TASK_FILE}."
+        )
     patterns = {
         name: Pattern(
             name,

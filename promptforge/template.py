@@ -38,7 +38,9 @@ class _Part:
             f'Write {{{{ "a" }}}}{{{{ {kind} }}}} instead of {{{{ "a" ~ {kind} }}}}.'
         )
 
-    __str__ = __add__ = __radd__ = __mod__ = __mul__ = __rmul__ = __len__ = __iter__ = __format__ = _refuse
+    __str__ = __add__ = __radd__ = __mod__ = __mul__ = __rmul__ = __len__ = __iter__ = (
+        __format__
+    ) = _refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,8 @@ class Prompt:
     def __str__(self) -> str:
         shown = {Mask: "▁▁▁", Sep: " ⏐ "}
         return "".join(
-            part.text if isinstance(part, Text) else shown.get(type(part), "⟨soft⟩") for part in self.parts
+            part.text if isinstance(part, Text) else shown.get(type(part), "⟨soft⟩")
+            for part in self.parts
         )
 
 
@@ -149,8 +152,9 @@ class Demo:
 class Compiled(Protocol):
     """A template ready to render."""
 
-    #: the names it uses and does not define -> the first line that uses them
-    variables: Mapping[str, int]
+    @property
+    def variables(self) -> Mapping[str, int]:
+        """The names it uses and does not define -> the first line that uses them."""
 
     def render(self, scope: Mapping[str, Any]) -> list[Part]:
         """The parts for these variables; a `TemplateError` says file, line and what to do."""
@@ -178,7 +182,12 @@ class Template:
     """
 
     def __init__(
-        self, source: str, *, name: str = "template", origin: str | None = None, renderer: str = "jinja"
+        self,
+        source: str,
+        *,
+        name: str = "template",
+        origin: str | None = None,
+        renderer: str = "jinja",
     ) -> None:
         self.source = source
         self.name = name
@@ -207,7 +216,9 @@ class Template:
         renderer: TemplateRenderer = manager().registry("renderer").build(self.renderer)
         return renderer.compile(self.source, self.origin)
 
-    def check(self, columns: Sequence[str], *, example: Mapping[str, Any] | None = None, **scope: Any) -> None:
+    def check(
+        self, columns: Sequence[str], *, example: Mapping[str, Any] | None = None, **scope: Any
+    ) -> None:
         """Find mistakes before any model is loaded.
 
         Args:
@@ -253,16 +264,25 @@ class Template:
             TemplateError: with file, line and a hint.
         """
         words = words or {}
-        scope: dict[str, Any] = {"labels": tuple(labels), "words": {k: tuple(v) for k, v in words.items()}}
+        scope: dict[str, Any] = {
+            "labels": tuple(labels),
+            "words": {k: tuple(v) for k, v in words.items()},
+        }
         shown = []
         for demo_row, label in demos:
             if not words.get(label):
-                raise TemplateError(f"{self.origin}: a demonstration has the label {label!r}, which has no words.")
-            shown.append(Demo(demo_row, label, words[label][0], self, {"labels": labels, "words": words}))
+                raise TemplateError(
+                    f"{self.origin}: a demonstration has the label {label!r}, which has no words."
+                )
+            shown.append(
+                Demo(demo_row, label, words[label][0], self, {"labels": labels, "words": words})
+            )
         scope["demos"] = shown
         prompt = Prompt(tuple(self.compiled.render({"row": row, **row, **scope})))
         if manager().listens("promptforge_prompt_rendered"):
-            changed: Prompt | None = manager().pm.hook.promptforge_prompt_rendered(prompt=prompt, row=row)
+            changed: Prompt | None = manager().pm.hook.promptforge_prompt_rendered(
+                prompt=prompt, row=row
+            )
             prompt = changed or prompt
         return prompt
 
@@ -278,7 +298,9 @@ def _renderer_for(path: Path) -> str:
         if path.suffix in suffixes:
             return name
         endings.extend(suffixes)
-    raise UserError(f"{path}: no template language takes files ending in {path.suffix!r}. There are: {listed(endings)}.")
+    raise UserError(
+        f"{path}: no template language takes files ending in {path.suffix!r}. There are: {listed(endings)}."
+    )
 
 
 def iter_text(parts: Sequence[Part]) -> Iterator[Text]:

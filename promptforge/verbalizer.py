@@ -35,8 +35,12 @@ class Verbalizer(Component):
 
     role: ClassVar[str] = "verbalizer"
 
-    scorer: str = Field("auto", description="How words of several tokens are scored; see 'promptforge plugins'.")
-    scorer_options: dict[str, Any] = Field(default_factory=dict, description="Options of the scorer.")
+    scorer: str = Field(
+        "auto", description="How words of several tokens are scored; see 'promptforge plugins'."
+    )
+    scorer_options: dict[str, Any] = Field(
+        default_factory=dict, description="Options of the scorer."
+    )
     slot: int = Field(0, ge=0, description="Which mask of the template is read, counted from 0.")
 
     _labels: tuple[str, ...] = PrivateAttr(())
@@ -73,13 +77,18 @@ class Verbalizer(Component):
             UserError: a label without words, a word the tokenizer does not know, one word under
                 two labels.
         """
-        self._labels, self._words = tuple(labels), {label: list(words.get(label, ())) for label in labels}
+        self._labels, self._words = (
+            tuple(labels),
+            {label: list(words.get(label, ())) for label in labels},
+        )
         self._sequences = {}
         owner: dict[tuple[int, ...], tuple[str, str]] = {}
         long: list[str] = []
         for label in labels:
             if not self._words[label]:
-                raise UserError(f"The label {label!r} has no words. Give it at least one in task.toml, [labels].")
+                raise UserError(
+                    f"The label {label!r} has no words. Give it at least one in task.toml, [labels]."
+                )
             self._sequences[label] = []
             for word in self._words[label]:
                 ids = tuple(backbone.text.word(word, space_before=space_before))
@@ -100,7 +109,9 @@ class Verbalizer(Component):
                     long.append(f"{word!r} ({len(ids)} tokens)")
                 self._sequences[label].append(ids)
         if long:
-            (report or Reporter()).note(f"Words of several tokens, scored whole: {', '.join(long[:8])}")
+            (report or Reporter()).note(
+                f"Words of several tokens, scored whole: {', '.join(long[:8])}"
+            )
 
     @property
     def longest(self) -> int:
@@ -115,10 +126,14 @@ class Verbalizer(Component):
 
     def word_scores(self, readout: Readout, *, normalised: bool = True) -> dict[str, Tensor]:
         """label -> scores of its words, [prompts, words]."""
+        import torch
+
         sequences = [s for label in self.labels for s in self._sequences[label]]
-        scores = readout.score(sequences, self.slot, normalised=normalised, scorer=self.build_scorer(readout.backbone))
+        scores = readout.score(
+            sequences, self.slot, normalised=normalised, scorer=self.build_scorer(readout.backbone)
+        )
         sizes = [len(self._sequences[label]) for label in self.labels]
-        return dict(zip(self.labels, scores.split(sizes, dim=1), strict=True))
+        return dict(zip(self.labels, torch.split(scores, sizes, dim=1), strict=True))
 
     def class_scores(self, readout: Readout) -> Tensor:
         """Scores of the labels, [prompts, labels], in log space."""
@@ -153,13 +168,17 @@ class LabelWords:
         words = self.patterns.get(pattern) or self.patterns.get("*")
         if words is None:
             known = list(self.patterns)
-            raise UserError(f"There are no words for the pattern {pattern!r}.{did_you_mean(pattern, known)} Only for {listed(known)}.")
+            raise UserError(
+                f"There are no words for the pattern {pattern!r}.{did_you_mean(pattern, known)} Only for {listed(known)}."
+            )
         return words
 
     def check_labels(self, labels: Sequence[str], origin: str) -> None:
         """Raise a `UserError` unless the labels are the task's."""
         if set(labels) != set(self.labels):
-            raise UserError(f"{origin} is for the labels {listed(self.labels)}, and the task has {listed(list(labels))}.")
+            raise UserError(
+                f"{origin} is for the labels {listed(self.labels)}, and the task has {listed(list(labels))}."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """As written to a file."""
@@ -171,11 +190,15 @@ class LabelWords:
         draft = path.with_name(path.name + ".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            draft.write_text(
+                json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
             draft.replace(path)
         except OSError as error:
             draft.unlink(missing_ok=True)
-            raise PromptForgeError(f"{path} could not be written: {error.strerror or error}.") from None
+            raise PromptForgeError(
+                f"{path} could not be written: {error.strerror or error}."
+            ) from None
 
     @classmethod
     def load(cls, path: str | Path) -> LabelWords:
@@ -193,7 +216,9 @@ class LabelWords:
                 if not all(isinstance(w, str) for label in made.labels for w in words[label]):
                     raise ValueError("words are not text")
         except FileNotFoundError:
-            raise UserError(f"There is no verbalizer file {path}. 'promptforge search-verbalizer' writes one.") from None
+            raise UserError(
+                f"There is no verbalizer file {path}. 'promptforge search-verbalizer' writes one."
+            ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a verbalizer file of PromptForge: {error}") from None
         return made

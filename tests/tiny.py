@@ -9,7 +9,15 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from promptforge.backbone.causal import CausalBackbone
 from promptforge.backbone.masked import MaskedBackbone
@@ -20,7 +28,12 @@ ARCHITECTURES = ("bert", "roberta", "modernbert", "gpt2", "llama", "t5", "bart")
 MASKED = ("bert", "roberta", "modernbert")
 CAUSAL = ("gpt2", "llama")
 SEQ2SEQ = ("t5", "bart")
-SIZE = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
+SIZE = {
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+}
 
 
 @cache
@@ -35,9 +48,13 @@ def _wordpiece() -> Any:
     tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tok.decoder = decoders.WordPiece()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tok.train_from_iterator(corpus(), trainers.WordPieceTrainer(vocab_size=1200, special_tokens=special))
+    tok.train_from_iterator(
+        corpus(), trainers.WordPieceTrainer(vocab_size=1200, special_tokens=special)
+    )
     tok.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tok, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
@@ -54,15 +71,22 @@ def _byte_level(frame: str | None) -> Any:
     tok.train_from_iterator(
         corpus(),
         trainers.BpeTrainer(
-            vocab_size=1200, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+            vocab_size=1200,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         ),
     )
     if frame is None:
         return transformers.PreTrainedTokenizerFast(
-            tokenizer_object=tok, eos_token="<|endoftext|>", bos_token="<|endoftext|>", model_max_length=64
+            tokenizer_object=tok,
+            eos_token="<|endoftext|>",
+            bos_token="<|endoftext|>",
+            model_max_length=64,
         )
     tok.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
     )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tok, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>",
@@ -75,12 +99,18 @@ def _llama() -> Any:
     tok = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tok.decoder = decoders.Metaspace()
-    tok.train_from_iterator(corpus(), trainers.BpeTrainer(vocab_size=1200, special_tokens=["<unk>", "<s>", "</s>"]))
+    tok.train_from_iterator(
+        corpus(), trainers.BpeTrainer(vocab_size=1200, special_tokens=["<unk>", "<s>", "</s>"])
+    )
     tok.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
     )
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tok, bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=64
+        tokenizer_object=tok,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=64,
     )
 
 
@@ -91,7 +121,9 @@ def _t5() -> Any:
     sentinels = [f"<extra_id_{i}>" for i in range(10)]
     tok.train_from_iterator(
         corpus(),
-        trainers.UnigramTrainer(vocab_size=1200, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>"),
+        trainers.UnigramTrainer(
+            vocab_size=1200, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>"
+        ),
     )
     tok.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
@@ -115,9 +147,13 @@ def _model(architecture: str, vocabulary: int) -> Any:
     torch.manual_seed(0)
     common = {"vocab_size": vocabulary, "initializer_range": 0.2}
     if architecture == "bert":
-        return transformers.BertForMaskedLM(transformers.BertConfig(**common, **SIZE, max_position_embeddings=64))
+        return transformers.BertForMaskedLM(
+            transformers.BertConfig(**common, **SIZE, max_position_embeddings=64)
+        )
     if architecture == "roberta":
-        config = transformers.RobertaConfig(**common, **SIZE, max_position_embeddings=66, pad_token_id=1, type_vocab_size=1)
+        config = transformers.RobertaConfig(
+            **common, **SIZE, max_position_embeddings=66, pad_token_id=1, type_vocab_size=1
+        )
         return transformers.RobertaForMaskedLM(config)
     if architecture == "modernbert":
         config = transformers.ModernBertConfig(
@@ -130,7 +166,9 @@ def _model(architecture: str, vocabulary: int) -> Any:
         return transformers.GPT2LMHeadModel(config)
     if architecture == "llama":
         return transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(**common, **SIZE, num_key_value_heads=2, max_position_embeddings=64)
+            transformers.LlamaConfig(
+                **common, **SIZE, num_key_value_heads=2, max_position_embeddings=64
+            )
         )
     if architecture == "t5":
         config = transformers.T5Config(
@@ -152,7 +190,13 @@ def _model(architecture: str, vocabulary: int) -> Any:
 def backbone(architecture: str) -> Any:
     """The backbone, always the same weights."""
     tok = tokenizer(architecture)
-    family = MaskedBackbone if architecture in MASKED else CausalBackbone if architecture in CAUSAL else Seq2SeqBackbone
+    family = (
+        MaskedBackbone
+        if architecture in MASKED
+        else CausalBackbone
+        if architecture in CAUSAL
+        else Seq2SeqBackbone
+    )
     return family(_model(architecture, len(tok)), tok, name=f"tiny-{architecture}")
 
 

@@ -27,7 +27,7 @@ def promptforge_template_filters() -> Mapping[str, Callable[..., Any]]:
 @hookimpl
 def promptforge_template_globals() -> Mapping[str, Any]:
     """`mask`, `soft`, `sep` and `tail`."""
-    from promptforge_jinja.language import soft, tail
     from promptforge.template import Mask, Sep
+    from promptforge_jinja.language import soft, tail
 
     return {"mask": Mask(), "soft": soft, "sep": Sep(), "tail": tail}

@@ -10,7 +10,7 @@ from promptforge.template import FIRST, KEEP, Mask, Prompt, Sep, Soft, TemplateE
 class Column(str):
     """A value from a column: filters and methods keep the name, so that it can be cut."""
 
-    __slots__ = ("source",)
+    source: str
 
     def __new__(cls, value: str, source: str) -> Column:
         made = super().__new__(cls, value)

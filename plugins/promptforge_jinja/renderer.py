@@ -15,14 +15,26 @@ from typing import Any, ClassVar
 
 import jinja2
 from jinja2 import meta, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.nativetypes import NativeCodeGenerator
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from promptforge.errors import UserError
 from promptforge.plugins import manager
-from promptforge.template import COLUMN, LAST, RESERVED, Mask, Part, Prompt, Sep, Soft, TemplateError
-from promptforge.template import TemplateRenderer, Text
+from promptforge.template import (
+    COLUMN,
+    LAST,
+    RESERVED,
+    Mask,
+    Part,
+    Prompt,
+    Sep,
+    Soft,
+    TemplateError,
+    TemplateRenderer,
+    Text,
+)
 from promptforge_jinja.language import Column
 
 MAX_STEPS = 200_000
@@ -71,9 +83,13 @@ def _finalize(_: Context, value: Any) -> Any:
     if isinstance(value, jinja2.Undefined):
         str(value)  # raises: StrictUndefined
     if value is None:
-        raise TemplateError("a value is missing (None). Fill the column, or write {{ column or '' }}.")
+        raise TemplateError(
+            "a value is missing (None). Fill the column, or write {{ column or '' }}."
+        )
     if callable(value):
-        raise TemplateError(f"{getattr(value, '__name__', value)!r} is a function: call it with ().")
+        raise TemplateError(
+            f"{getattr(value, '__name__', value)!r} is a function: call it with ()."
+        )
     return Text(str(value), "expression", LAST)
 
 
@@ -119,13 +135,18 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
         for loop in source.find_all(nodes.For):
             loop.iter = nodes.Call(
-                nodes.EnvironmentAttribute("counted", lineno=loop.lineno), [loop.iter], [], None, None, lineno=loop.lineno
+                nodes.EnvironmentAttribute("counted", lineno=loop.lineno),
+                [loop.iter],
+                [],
+                None,
+                None,
+                lineno=loop.lineno,
             )
         return super()._generate(source, *args, **kwargs)
 
     counted = staticmethod(_counted)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         _count()
         result = super().call(__context, __obj, *args, **kwargs)
         owner = getattr(__obj, "__self__", None)
@@ -142,9 +163,18 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "*":
             sized, times = (right, left) if isinstance(left, int) else (left, right)
-            if isinstance(sized, (str, list, tuple)) and isinstance(times, int) and len(sized) * times > 1_000_000:
+            if (
+                isinstance(sized, (str, list, tuple))
+                and isinstance(times, int)
+                and len(sized) * times > 1_000_000
+            ):
                 raise TemplateError("a text or list is repeated to more than 1,000,000.")
-        if operator == "**" and isinstance(left, int) and isinstance(right, int) and abs(right) > 64:
+        if (
+            operator == "**"
+            and isinstance(left, int)
+            and isinstance(right, int)
+            and abs(right) > 64
+        ):
             raise TemplateError("a power above 64 is not computed.")
         return super().call_binop(context, operator, left, right)
 
@@ -162,7 +192,9 @@ class JinjaTemplate:
             tree = environment.parse(source)
             code = environment.compile(source, filename=origin)
         except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(f"{origin}, line {error.lineno}: {error.message}.{_syntax_hint(error)}") from None
+            raise TemplateError(
+                f"{origin}, line {error.lineno}: {error.message}.{_syntax_hint(error)}"
+            ) from None
         self._template = jinja2.Template.from_code(environment, code, environment.globals)
         free = meta.find_undeclared_variables(tree)
         self.variables: dict[str, int] = {}
@@ -174,7 +206,10 @@ class JinjaTemplate:
         """The parts; every mistake becomes a `TemplateError` with file and line."""
         token = _steps.set(0)
         row = scope["row"]
-        values = {k: Column(v, k) if type(v) is str and k in row and k not in RESERVED else v for k, v in scope.items()}
+        values = {
+            k: Column(v, k) if type(v) is str and k in row and k not in RESERVED else v
+            for k, v in scope.items()
+        }
         values["row"] = _Row(row)
         for name in RESERVED[:4]:
             values.pop(name, None)
@@ -223,7 +258,9 @@ class JinjaRenderer(TemplateRenderer):
 
     def compile(self, source: str, origin: str) -> JinjaTemplate:
         """Compile `source` with the filters and globals of every plugin."""
-        environment = _Environment(undefined=jinja2.StrictUndefined, finalize=_finalize, cache_size=0)
+        environment = _Environment(
+            undefined=jinja2.StrictUndefined, finalize=_finalize, cache_size=0
+        )
         # Nothing that loads other files: a template is one file.
         for name in ("lipsum", "cycler", "joiner"):
             environment.globals.pop(name, None)

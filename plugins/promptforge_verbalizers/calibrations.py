@@ -34,7 +34,14 @@ class Contextual(_Shift):
 
     inputs: list[str] = Field(["N/A", "", "[MASK]"], description="Inputs without content.")
 
-    def fit(self, pattern: Pattern, columns: Sequence[str], render: Any, score: Any, rows_scores: Tensor | None) -> None:
+    def fit(
+        self,
+        pattern: Pattern,
+        columns: Sequence[str],
+        render: Any,
+        score: Any,
+        rows_scores: Tensor | None,
+    ) -> None:
         """Average the class probabilities over the content-free inputs."""
         prompts = [render(dict.fromkeys(columns, text)) for text in self.inputs]
         self._shift = torch.softmax(score(prompts).double(), -1).mean(0).log()
@@ -53,9 +60,18 @@ class PmiDc(_Shift):
 
     name: ClassVar[str] = "pmi-dc"
 
-    premise: str | None = Field(None, description="The domain premise; by default the pattern's own.")
+    premise: str | None = Field(
+        None, description="The domain premise; by default the pattern's own."
+    )
 
-    def fit(self, pattern: Pattern, columns: Sequence[str], render: Any, score: Any, rows_scores: Tensor | None) -> None:
+    def fit(
+        self,
+        pattern: Pattern,
+        columns: Sequence[str],
+        render: Any,
+        score: Any,
+        rows_scores: Tensor | None,
+    ) -> None:
         """Score the premise."""
         premise = self.premise if self.premise is not None else pattern.premise
         if premise is None:
@@ -75,7 +91,14 @@ class Batch(_Shift):
     name: ClassVar[str] = "batch"
     needs_rows: ClassVar[bool] = True
 
-    def fit(self, pattern: Pattern, columns: Sequence[str], render: Any, score: Any, rows_scores: Tensor | None) -> None:
+    def fit(
+        self,
+        pattern: Pattern,
+        columns: Sequence[str],
+        render: Any,
+        score: Any,
+        rows_scores: Tensor | None,
+    ) -> None:
         """Average the class probabilities over the calibration rows."""
         assert rows_scores is not None
         self._shift = torch.softmax(rows_scores.double(), -1).mean(0).log()

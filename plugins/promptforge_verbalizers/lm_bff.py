@@ -33,7 +33,9 @@ class LmBffSearch(VerbalizerSearch):
     words_per_label: int = Field(1, ge=1, le=1, description="An assignment has one word per label.")
     top: int = Field(100, ge=1, description="Words per label to combine (k).")
     assignments: int = Field(100, ge=1, description="Ranked combinations to return (n).")
-    beam: int = Field(1000, ge=1, description="Partial combinations kept where not all can be scored.")
+    beam: int = Field(
+        1000, ge=1, description="Partial combinations kept where not all can be scored."
+    )
 
     def search(self, evidence: Evidence) -> FoundWords:
         """The best assignment, and the ranking."""
@@ -42,8 +44,10 @@ class LmBffSearch(VerbalizerSearch):
         column = {w: i for i, w in enumerate(used)}
         # Over several patterns a word's log-probability is the sum over them.
         log_probs = torch.stack(list(evidence.columns(used))).double().sum(0)
-        ranking = _Ranking(log_probs, evidence.targets, [[column[w] for w in pool] for pool in pools])
-        best, accuracy, margin = ranking.best(self.assignments, self.beam)
+        ranking = _Ranking(
+            log_probs, evidence.targets, [[column[w] for w in pool] for pool in pools]
+        )
+        best, accuracy, _ = ranking.best(self.assignments, self.beam)
         named = [[evidence.words[used[c]] for c in row] for row in best.tolist()]
         labels = evidence.labels
         # An assignment's score: its training accuracy.
@@ -51,7 +55,10 @@ class LmBffSearch(VerbalizerSearch):
             ({label: [w] for label, w in zip(labels, words, strict=True)}, float(a))
             for words, a in zip(named, accuracy, strict=True)
         ]
-        first = {label: [(word, float(accuracy[0]))] for label, word in zip(labels, named[0], strict=True)}
+        first = {
+            label: [(word, float(accuracy[0]))]
+            for label, word in zip(labels, named[0], strict=True)
+        }
         return FoundWords(first, alternatives)
 
     def _pools(self, evidence: Evidence) -> list[list[int]]:
@@ -103,14 +110,16 @@ class _Ranking:
         rows = self.targets < labels
         log_probs, targets = self.log_probs[rows], self.targets[rows]
         hits, margins = [], []
-        for part in found.split(max(1, _CHUNK * 64 // max(1, len(targets)))):
+        for part in torch.split(found, max(1, _CHUNK * 64 // max(1, len(targets)))):
             if labels == 1:
                 hits.append(torch.ones(len(part), dtype=torch.float64))
                 margins.append(log_probs[:, part[:, 0]].mean(0))
                 continue
             scores = log_probs[:, part]  # [rows, assignments, labels]
             own = scores.gather(2, targets[:, None, None].expand(-1, len(part), 1))[..., 0]
-            other = scores.scatter(2, targets[:, None, None].expand(-1, len(part), 1), -torch.inf).amax(2)
+            other = scores.scatter(
+                2, targets[:, None, None].expand(-1, len(part), 1), -torch.inf
+            ).amax(2)
             # The first of equal scores is predicted, as argmax does; a tie is counted as a miss.
             hits.append((own > other).double().mean(0))
             margins.append((own - other).mean(0))

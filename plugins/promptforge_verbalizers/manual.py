@@ -25,19 +25,25 @@ class ManualVerbalizer(Verbalizer):
     name: ClassVar[str] = "manual"
 
     aggregate: Literal["mean", "max", "first", "weighted", "sum"] = Field(
-        "mean", description="mean, max, first or weighted log-probability of a label's words; sum of probabilities."
+        "mean",
+        description="mean, max, first or weighted log-probability of a label's words; sum of probabilities.",
     )
     weights: dict[str, list[float]] = Field(
-        default_factory=dict, description="For aggregate=weighted: label -> a weight per word, in the words' order."
+        default_factory=dict,
+        description="For aggregate=weighted: label -> a weight per word, in the words' order.",
     )
 
     def class_scores(self, readout: Readout) -> Tensor:
         """Class scores in log space, [prompts, labels]."""
         by_label = self.word_scores(readout, normalised=not self._log_z_cancels())
-        return torch.stack([self._aggregated(label, scores) for label, scores in by_label.items()], dim=1)
+        return torch.stack(
+            [self._aggregated(label, scores) for label, scores in by_label.items()], dim=1
+        )
 
     def _log_z_cancels(self) -> bool:
-        return self.longest == 1 and all(math.isclose(sum(self._weights(l)), 1) for l in self.labels)
+        return self.longest == 1 and all(
+            math.isclose(sum(self._weights(label)), 1) for label in self.labels
+        )
 
     def _weights(self, label: str) -> list[float]:
         if self.aggregate != "weighted":

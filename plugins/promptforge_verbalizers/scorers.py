@@ -69,10 +69,14 @@ class ConfidentFirst(Scorer):
             out[:, members] = self._of_length(readout, words, length, slot)
         return self.finish(out, sequences)
 
-    def _of_length(self, readout: Readout, words: Sequence[Sequence[int]], length: int, slot: int) -> Tensor:
+    def _of_length(
+        self, readout: Readout, words: Sequence[Sequence[int]], length: int, slot: int
+    ) -> Tensor:
         backbone, n, m = readout.backbone, len(readout), len(words)
         placed = [backbone.place(e, slot, [None] * length) for e in readout.encoded]
-        scores = _token_scores(readout, backbone.states(placed), words)  # all masks: equal for all words
+        scores = _token_scores(
+            readout, backbone.states(placed), words
+        )  # all masks: equal for all words
         total = torch.zeros(n, m, device=scores.device)
         filled: list[list[list[int | None]]] = [[[None] * length for _ in words] for _ in range(n)]
         for step in range(length):
@@ -86,7 +90,11 @@ class ConfidentFirst(Scorer):
         return total
 
     def _asked_again(
-        self, readout: Readout, words: Sequence[Sequence[int]], filled: list[list[list[int | None]]], slot: int
+        self,
+        readout: Readout,
+        words: Sequence[Sequence[int]],
+        filled: list[list[list[int | None]]],
+        slot: int,
     ) -> Tensor:
         """Log-probabilities of the tokens that are left; -inf where one is filled."""
         backbone = readout.backbone
@@ -96,7 +104,9 @@ class ConfidentFirst(Scorer):
                 backbone.place(e, slot, filled[r][w]) for r, e in enumerate(readout.encoded)
             ]
             scores = _token_scores(readout, backbone.states(placed), [word])[:, 0]
-            done = torch.tensor([[t is not None for t in filled[r][w]] for r in range(len(readout))])
+            done = torch.tensor(
+                [[t is not None for t in filled[r][w]] for r in range(len(readout))]
+            )
             columns.append(scores.masked_fill(done.to(scores.device), -torch.inf))
         return torch.stack(columns, dim=1)
 
@@ -109,4 +119,6 @@ class Autoregressive(Scorer):
 
     def score(self, readout: Readout, sequences: Sequence[Sequence[int]], slot: int) -> Tensor:
         """log P(word | prompt), [prompts, words]."""
-        return self.finish(readout.backbone.continuations(readout.encoded, slot, sequences), sequences)
+        return self.finish(
+            readout.backbone.continuations(readout.encoded, slot, sequences), sequences
+        )

@@ -108,7 +108,9 @@ class Backbone(ABC):
     @property
     def body(self) -> nn.Module:
         """The module whose output the head takes, the one that `model.forward` calls."""
-        body: nn.Module = self.model.get_decoder() if self.model.can_generate() else self.model.base_model
+        body: nn.Module = (
+            self.model.get_decoder() if self.model.can_generate() else self.model.base_model
+        )
         return body
 
     # --- what all share -------------------------------------------------------------------
@@ -124,13 +126,19 @@ class Backbone(ABC):
         """How many tokens the head scores."""
         return int(self.model.get_output_embeddings().weight.shape[0])
 
-    def encode(self, prompts: Sequence[Prompt], *, reserve: int = 0, origin: str = "the template") -> list[Encoded]:
+    def encode(
+        self, prompts: Sequence[Prompt], *, reserve: int = 0, origin: str = "the template"
+    ) -> list[Encoded]:
         """Prompts as the model takes them; see `PromptEncoder.encode` for errors."""
-        return [self.finish(e) for e in self.encoder.encode(prompts, reserve=reserve, origin=origin)]
+        return [
+            self.finish(e) for e in self.encoder.encode(prompts, reserve=reserve, origin=origin)
+        ]
 
     def batches(self, encoded: Sequence[Encoded]) -> Iterator[Batch]:
         """Batches by length within the token budget; nothing is padded to a maximum."""
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids) + len(encoded[i].decoder_ids))
+        order = sorted(
+            range(len(encoded)), key=lambda i: len(encoded[i].ids) + len(encoded[i].decoder_ids)
+        )
         start = 0
         while start < len(order):
             stop = start + 1
@@ -148,7 +156,9 @@ class Backbone(ABC):
             start = stop
 
     @torch.inference_mode()
-    def states(self, encoded: Sequence[Encoded], report: Reporter | None = None, label: str = "Reading") -> Tensor:
+    def states(
+        self, encoded: Sequence[Encoded], report: Reporter | None = None, label: str = "Reading"
+    ) -> Tensor:
         """Hidden states at the reads of each prompt, [prompts, reads, d], without gradients.
 
         Equal prompts go through the model once.
@@ -158,21 +168,29 @@ class Backbone(ABC):
         """
         report = report or Reporter()
         first: dict[Any, int] = {}
-        where = [first.setdefault((e.ids, e.types, e.decoder_ids, e.reads), len(first)) for e in encoded]
+        where = [
+            first.setdefault((e.ids, e.types, e.decoder_ids, e.reads), len(first)) for e in encoded
+        ]
         if len({len(e.reads) for e in encoded}) > 1:
-            raise UserError("The template gives some rows more masks than others; every row needs as many.")
+            raise UserError(
+                "The template gives some rows more masks than others; every row needs as many."
+            )
         unique: list[Encoded] = []
         for e, i in zip(encoded, where, strict=True):
             if i == len(unique):
                 unique.append(e)
         reads = len(unique[0].reads)
-        out = torch.empty(len(unique), reads, self.width, device=self.device, dtype=self.model.dtype)
+        out = torch.empty(
+            len(unique), reads, self.width, device=self.device, dtype=self.model.dtype
+        )
         with report.meter(label, len(unique)) as meter, self._shared_prefix(unique) as rest:
             for batch in self.batches(rest):
                 try:
                     out[batch.indices] = self.hidden(batch).view(len(batch.indices), reads, -1)
                 except torch.OutOfMemoryError as error:
-                    raise PromptForgeError(f"Out of memory at {self.batch_tokens} tokens a batch: lower it.") from error
+                    raise PromptForgeError(
+                        f"Out of memory at {self.batch_tokens} tokens a batch: lower it."
+                    ) from error
                 meter.advance(len(batch.indices))
         return out[where]
 
@@ -198,23 +216,32 @@ class Backbone(ABC):
 
     def log_z(self, states: Tensor) -> Tensor:
         """log of the sum of exp(logit) over the vocabulary, [n]; a few rows at a time."""
-        return torch.cat([torch.logsumexp(self.logits(part).float(), -1) for part in states.split(_FULL_ROWS)])
+        return torch.cat(
+            [
+                torch.logsumexp(self.logits(part).float(), -1)
+                for part in torch.split(states, _FULL_ROWS)
+            ]
+        )
 
     def log_probs(self, states: Tensor, words: Tensor | None = None) -> Tensor:
         """Log-probabilities over the whole vocabulary, of `words` where given, [n, m]."""
         out = []
-        for part in states.split(_FULL_ROWS):
+        for part in torch.split(states, _FULL_ROWS):
             full = self.logits(part).float()
             log_z = torch.logsumexp(full, -1, keepdim=True)
             out.append((full if words is None else full[:, words]) - log_z)
         return torch.cat(out)
 
-    def continuations(self, encoded: Sequence[Encoded], slot: int, words: Sequence[Sequence[int]]) -> Tensor:
+    def continuations(
+        self, encoded: Sequence[Encoded], slot: int, words: Sequence[Sequence[int]]
+    ) -> Tensor:
         """log P of token sequences in a slot, read from left to right, [prompts, words]."""
         columns = []
         for word in words:
             states = self.states([self.place(e, slot, word) for e in encoded])
-            tokens = [self.log_probs(states[:, j], torch.tensor([t]))[:, 0] for j, t in enumerate(word)]
+            tokens = [
+                self.log_probs(states[:, j], torch.tensor([t]))[:, 0] for j, t in enumerate(word)
+            ]
             columns.append(torch.stack(tokens).sum(0))
         return torch.stack(columns, dim=1)
 
@@ -231,7 +258,9 @@ class Backbone(ABC):
             and head.out_features == model.get_input_embeddings().num_embeddings
         )
         with self._head_lock:
-            body.forward = lambda *_, **__: BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=rows)  # type: ignore[method-assign]
+            body.forward = lambda *_, **__: BaseModelOutputWithPastAndCrossAttentions(
+                last_hidden_state=rows
+            )
             if sliced:
                 weight = head.weight[words]
                 part = None if head.bias is None else head.bias[words]
@@ -254,12 +283,16 @@ class Backbone(ABC):
     def padded(self, rows: Sequence[Sequence[int]], value: int) -> Tensor:
         """Rows of ids as one tensor, padded on the right."""
         length = max(len(row) for row in rows)
-        return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows], device=self.device)
+        return torch.tensor(
+            [[*row, *[value] * (length - len(row))] for row in rows], device=self.device
+        )
 
     def attention_mask(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """1 where a row has a token."""
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        return (torch.arange(int(lengths.max()), device=self.device)[None] < lengths[:, None]).long()
+        return (
+            torch.arange(int(lengths.max()), device=self.device)[None] < lengths[:, None]
+        ).long()
 
     def read_places(self, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
         """Rows and columns of all reads, prompt by prompt."""
@@ -277,7 +310,11 @@ def spliced(encoded: Encoded, slot: int, ids: Sequence[int]) -> Encoded:
     end, shift = old.start + old.length, len(ids) - old.length
 
     def moved(thing: Any) -> Any:
-        return replace(thing, start=thing.start + shift) if thing.start >= end and thing is not old else thing
+        return (
+            replace(thing, start=thing.start + shift)
+            if thing.start >= end and thing is not old
+            else thing
+        )
 
     kind = encoded.types[min(old.start, len(encoded.types) - 1)] if encoded.types else 0
     slots = tuple(replace(old, length=len(ids)) if s is old else moved(s) for s in encoded.slots)
@@ -310,11 +347,13 @@ def most_tokens(model: Any, tokenizer: Any) -> int:
     if positions:
         for module in model.modules():
             # RoBERTa's kind counts positions from behind its padding index.
-            if isinstance(module, nn.Embedding) and module.num_embeddings == positions and module.padding_idx:
+            if (
+                isinstance(module, nn.Embedding)
+                and module.num_embeddings == positions
+                and module.padding_idx
+            ):
                 positions -= module.padding_idx + 1
                 break
     # A tokenizer that knows no limit says 1e30.
     stated = [n for n in (positions, tokenizer.model_max_length) if n and n < 1_000_000]
     return min(stated, default=4096)
-
-

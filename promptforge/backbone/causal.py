@@ -50,7 +50,12 @@ class CausalBackbone(Backbone):
         if not encoded.ids:
             # Nothing stands before the mask: the model still needs a token to start from.
             start = next(
-                (t for t in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) if t is not None), 0
+                (
+                    t
+                    for t in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+                    if t is not None
+                ),
+                0,
             )
             slots = tuple(replace(s, start=1) for s in encoded.slots)
             encoded = replace(encoded, ids=(start,), types=(0,), slots=slots)
@@ -65,10 +70,15 @@ class CausalBackbone(Backbone):
 
     def collate(self, encoded: Sequence[Encoded], indices: list[int]) -> Batch:
         ids = [e.ids for e in encoded]
-        inputs = {"input_ids": self.padded(ids, self._pad), "attention_mask": self.attention_mask(ids)}
+        inputs = {
+            "input_ids": self.padded(ids, self._pad),
+            "attention_mask": self.attention_mask(ids),
+        }
         done = self._prefix_length
         length = inputs["input_ids"].shape[1]
-        inputs["position_ids"] = torch.arange(done, done + length, device=self.device).expand(len(ids), -1)
+        inputs["position_ids"] = torch.arange(done, done + length, device=self.device).expand(
+            len(ids), -1
+        )
         if done:
             ones = torch.ones(len(ids), done, dtype=torch.long, device=self.device)
             inputs["attention_mask"] = torch.cat([ones, inputs["attention_mask"]], 1)
@@ -97,7 +107,12 @@ class CausalBackbone(Backbone):
             return
         ids = torch.tensor([encoded[0].ids[:shared]], device=self.device)
         cache = DynamicCache(config=self.model.config)
-        self.body(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True)
+        self.body(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            use_cache=True,
+        )
         # Windowed and recurrent layers keep less than everything, so they are read again.
         if any(type(layer) is not DynamicLayer for layer in cache.layers):
             yield encoded
@@ -105,14 +120,21 @@ class CausalBackbone(Backbone):
         self._prefix, self._prefix_length = cache, shared
         try:
             yield [
-                replace(e, ids=e.ids[shared:], types=e.types[shared:], reads=tuple(r - shared for r in e.reads))
+                replace(
+                    e,
+                    ids=e.ids[shared:],
+                    types=e.types[shared:],
+                    reads=tuple(r - shared for r in e.reads),
+                )
                 for e in encoded
             ]
         finally:
             self._prefix, self._prefix_length = None, 0
 
     @torch.inference_mode()
-    def continuations(self, encoded: Sequence[Encoded], slot: int, words: Sequence[Sequence[int]]) -> Tensor:
+    def continuations(
+        self, encoded: Sequence[Encoded], slot: int, words: Sequence[Sequence[int]]
+    ) -> Tensor:
         """Exact log-probabilities of token sequences after each prompt, [prompts, words].
 
         The prompt is read once; each word's later tokens continue from its keys and values.
@@ -122,7 +144,9 @@ class CausalBackbone(Backbone):
         long = [i for i, w in enumerate(words) if len(w) > 1]
         for batch in self.batches([replace(e, reads=(e.slots[slot].start - 1,)) for e in encoded]):
             cache = DynamicCache(config=self.model.config)
-            last = self.body(**batch.inputs, past_key_values=cache, use_cache=True).last_hidden_state
+            last = self.body(
+                **batch.inputs, past_key_values=cache, use_cache=True
+            ).last_hidden_state
             scores = self.log_probs(last[batch.rows, batch.columns], first)
             if long:
                 scores[:, long] += self._continue(batch, cache, [words[i] for i in long])
@@ -135,16 +159,25 @@ class CausalBackbone(Backbone):
         cache.batch_repeat_interleave(m)
         tail = self.padded([w[:-1] for w in words], self._pad).repeat(n, 1)
         lengths = batch.inputs["attention_mask"].sum(1).repeat_interleave(m)
-        mask = torch.cat([batch.inputs["attention_mask"].repeat_interleave(m, 0), torch.ones_like(tail)], 1)
+        mask = torch.cat(
+            [batch.inputs["attention_mask"].repeat_interleave(m, 0), torch.ones_like(tail)], 1
+        )
         positions = lengths[:, None] + torch.arange(tail.shape[1], device=self.device)
         hidden = self.body(
-            input_ids=tail, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=tail,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
         ).last_hidden_state
         out = torch.zeros(n * m, device=self.device)
         for j in range(tail.shape[1]):
             alive = [i for i, w in enumerate(words) if len(w) > j + 1]
             target = torch.tensor([words[i][j + 1] for i in alive], device=self.device).repeat(n)
-            rows = (torch.arange(n, device=self.device)[:, None] * m + torch.tensor(alive, device=self.device)).view(-1)
+            rows = (
+                torch.arange(n, device=self.device)[:, None] * m
+                + torch.tensor(alive, device=self.device)
+            ).view(-1)
             scores = self.log_probs(hidden[rows, j])
             out[rows] += scores.gather(1, target[:, None])[:, 0]
         return out.view(n, m)

@@ -64,7 +64,9 @@ def load_model(
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device!r} is not available here: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"device {device!r} is not available here: {str(error).splitlines()[0]}"
+        ) from None
     path = locate(name, report)
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
@@ -97,7 +99,9 @@ def _family(config: Any, name: str) -> str:
             for ending, family in _ENDINGS.items():
                 if architecture.endswith(ending):
                     return family
-        if type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False):
+        if type(config) in AutoModelForMaskedLM._model_mapping and not getattr(
+            config, "is_decoder", False
+        ):
             return "masked"
         if type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in (
             getattr(config, "auto_map", None) or {}
@@ -109,18 +113,26 @@ def _family(config: Any, name: str) -> str:
     )
 
 
-def _weights(kind: str, path: str, config: Any, name: str, dtype: Any, common: dict[str, Any]) -> Any:
+def _weights(
+    kind: str, path: str, config: Any, name: str, dtype: Any, common: dict[str, Any]
+) -> Any:
     import transformers
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-    auto = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}[kind]
+    auto = {
+        "masked": AutoModelForMaskedLM,
+        "causal": AutoModelForCausalLM,
+        "seq2seq": AutoModelForSeq2SeqLM,
+    }[kind]
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model, info = auto.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True, **common)
+            model, info = auto.from_pretrained(
+                path, config=config, dtype=dtype, output_loading_info=True, **common
+            )
     finally:
         transformers.logging.set_verbosity(level)
     missing = sorted(info["missing_keys"])
@@ -136,7 +148,9 @@ def _explained(error: Exception, name: str, path: str) -> PromptForgeError:
     text = str(error).strip() or type(error).__name__
     first = text.splitlines()[0]
     if "trust_remote_code" in text:
-        return UserError(f"{name} comes with code of its own. Read it, and if you trust it add --trust-remote-code.")
+        return UserError(
+            f"{name} comes with code of its own. Read it, and if you trust it add --trust-remote-code."
+        )
     if Path(path).is_dir():
         return PromptForgeError(
             f"The model in {path} cannot be loaded: {first} Is a file missing or cut off? "

@@ -22,7 +22,9 @@ class MaskedBackbone(Backbone):
     def _frame(self) -> Frame:
         mask = self.tokenizer.mask_token_id
         if mask is None:
-            raise UserError(f"{self.name}: the tokenizer of this masked language model has no mask token.")
+            raise UserError(
+                f"{self.name}: the tokenizer of this masked language model has no mask token."
+            )
         prefix, separator, suffix = probe_frame(self.tokenizer)
         has_types = "token_type_ids" in self.tokenizer.model_input_names
         return Frame(
@@ -60,4 +62,3 @@ class MaskedBackbone(Backbone):
     def hidden(self, batch: Batch) -> Tensor:
         last: Tensor = self.body(**batch.inputs).last_hidden_state
         return last[batch.rows, batch.columns]
-

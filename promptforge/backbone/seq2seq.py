@@ -31,9 +31,15 @@ class Seq2SeqBackbone(Backbone):
     family: ClassVar[str] = "seq2seq"
     default_scorer: ClassVar[str] = "autoregressive"
 
-    def __init__(self, model: Any, tokenizer: Any, *, ask: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, ask: str | None = None, **options: Any
+    ) -> None:
         self._sentinels = _sentinels(tokenizer)
-        ways = ["sentinel"] * bool(self._sentinels) + ["mask"] * (tokenizer.mask_token_id is not None) + ["prefix"]
+        ways = (
+            ["sentinel"] * bool(self._sentinels)
+            + ["mask"] * (tokenizer.mask_token_id is not None)
+            + ["prefix"]
+        )
         if ask is not None and ask not in ways:
             raise UserError(f"ask={ask!r}: this model's tokenizer allows {', '.join(ways)}.")
         self.ask = ask or ways[0]
@@ -59,7 +65,9 @@ class Seq2SeqBackbone(Backbone):
         if self.ask == "mask":
             return [self.tokenizer.mask_token_id]
         if index >= len(self._sentinels):
-            raise UserError(f"The template has more masks than the model has sentinels ({len(self._sentinels)}).")
+            raise UserError(
+                f"The template has more masks than the model has sentinels ({len(self._sentinels)})."
+            )
         return [self._sentinels[index]]
 
     @property
@@ -78,7 +86,9 @@ class Seq2SeqBackbone(Backbone):
             return replace(encoded, decoder_ids=decoder, reads=tuple(range(1, len(decoder))))
         if self.ask == "prefix":
             if len(slots) > 1:
-                raise UserError(f"The template has {len(slots)} masks; with ask='prefix' the model reads one.")
+                raise UserError(
+                    f"The template has {len(slots)} masks; with ask='prefix' the model reads one."
+                )
             return replace(encoded, decoder_ids=(self._start,), reads=(0,))
         # Shifted right: the token at position i is predicted at position i.
         decoder = (self._start, *encoded.ids[: slots[-1].start])
@@ -122,7 +132,10 @@ class Seq2SeqBackbone(Backbone):
 
     def _head_inputs(self, rows: Tensor) -> dict[str, Any]:
         ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=rows.device)
-        return {"encoder_outputs": BaseModelOutput(last_hidden_state=rows), "decoder_input_ids": ids}
+        return {
+            "encoder_outputs": BaseModelOutput(last_hidden_state=rows),
+            "decoder_input_ids": ids,
+        }
 
 
 def _sentinels(tokenizer: Any) -> tuple[int, ...]:

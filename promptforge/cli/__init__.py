@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import rich_click as click
+from click.exceptions import Exit
 
 from promptforge._version import __version__
 from promptforge.cli.completion import completion
@@ -32,7 +33,9 @@ def _switch_off(context: click.Context, _: click.Parameter, values: tuple[str, .
 
     for value in values:
         if not value.startswith("no:") or not value[3:]:
-            raise click.BadParameter(f"{value!r}: write no:NAME to switch the plugin NAME off.", context)
+            raise click.BadParameter(
+                f"{value!r}: write no:NAME to switch the plugin NAME off.", context
+            )
     if values:
         disable({value[3:] for value in values})
 
@@ -51,7 +54,9 @@ class _Group(click.RichGroup):
                 for command in commands:
                     name = command.name or ""
                     if name in self.commands or name in found:
-                        manager().report(plugin, f"provides the command {name!r}, a name that is taken; ignored")
+                        manager().report(
+                            plugin, f"provides the command {name!r}, a name that is taken; ignored"
+                        )
                     else:
                         found[name] = command
             self._plugin_commands = found
@@ -102,7 +107,7 @@ def run(args: Sequence[str] | None = None) -> int:
     try:
         result = cli.main(args=arguments, prog_name="promptforge", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except click.exceptions.Exit as leave:
+    except Exit as leave:
         return leave.exit_code
     except (KeyboardInterrupt, click.Abort):
         print("Interrupted.", file=sys.stderr)
@@ -124,7 +129,10 @@ def _say(error: Exception) -> int:
     if isinstance(error, PromptForgeError):
         message, code = str(error), error.exit_code
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        message, code = f"No space left on the disk ({error.filename or 'writing'}). Free some and run again.", 1
+        message, code = (
+            f"No space left on the disk ({error.filename or 'writing'}). Free some and run again.",
+            1,
+        )
     elif isinstance(error, MemoryError):
         message, code = "Out of memory: lower --batch-tokens or choose a smaller model.", 1
     else:

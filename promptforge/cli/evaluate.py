@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def evaluate(as_json: bool, **params: Any) -> None:
     """Measure accuracy, macro-F1, each label, confusion and calibration on labelled rows."""
     setup = open_task(params, reporter())
-    examples = setup.examples or setup.task.examples(params["data"] or params["split"], setup.report, complete=False)
+    examples = setup.examples or setup.task.examples(
+        params["data"] or params["split"], setup.report, complete=False
+    )
     examples = examples[: params["limit"]]
     model = build_model(setup, rows=[e.row for e in examples])
     results = model.evaluate(examples)
@@ -51,6 +53,11 @@ def show(name: str, evaluation: Evaluation) -> None:
         table.add_column(f"as {label}", justify="right", style="dim")
     for i, (label, row) in enumerate(evaluation.per_label.items()):
         counts = [str(n) for n in evaluation.confusion[i]]
-        cells = [percent(row["precision"]), percent(row["recall"]), percent(row["f1"]), f"{row['support']:.0f}"]
+        cells = [
+            percent(row["precision"]),
+            percent(row["recall"]),
+            percent(row["f1"]),
+            f"{row['support']:.0f}",
+        ]
         table.add_row(label, *cells, *counts)
     out.print(table, "")

@@ -13,7 +13,9 @@ from promptforge.cli.setup import load, model_options
 
 @click.command()
 @ROW_OPTIONS
-@click.option("--top", default=10, show_default=True, type=click.IntRange(min=1), help="How many words.")
+@click.option(
+    "--top", default=10, show_default=True, type=click.IntRange(min=1), help="How many words."
+)
 @model_options
 @json_option
 def fill(as_json: bool, top: int, **params: Any) -> None:
@@ -31,7 +33,9 @@ def fill(as_json: bool, top: int, **params: Any) -> None:
     model = PromptModel(load(params, report), task, report=report)
     results = model.fill(row, top)
     if as_json:
-        print_json({p: [[vars(f) for f in place] for place in places] for p, places in results.items()})
+        print_json(
+            {p: [[vars(f) for f in place] for place in places] for p, places in results.items()}
+        )
         return
     out = console()
     for pattern, places in results.items():

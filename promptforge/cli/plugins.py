@@ -70,12 +70,16 @@ def show(name: str, as_json: bool) -> None:
     plugin_names = [info.name for info in found.plugins]
     # NAME is a component, role.component, or a plugin (all that it provides).
     role_wanted, dot, short = name.partition(".")
-    chosen = [(r, n) for r, n in everything if n == name or (dot and r == role_wanted and n == short)]
+    chosen = [
+        (r, n) for r, n in everything if n == name or (dot and r == role_wanted and n == short)
+    ]
     if not chosen:
         chosen = [(r, n) for r, n in everything if registries[r].provider(n) == name]
     if not chosen and name not in plugin_names:
         known = [*(n for _, n in everything), *plugin_names]
-        raise UserError(f"There is no plugin or component {name!r}.{did_you_mean(name, known)} There are: {listed(known, 40)}.")
+        raise UserError(
+            f"There is no plugin or component {name!r}.{did_you_mean(name, known)} There are: {listed(known, 40)}."
+        )
     if as_json:
         print_json(
             [
@@ -90,16 +94,25 @@ def show(name: str, as_json: bool) -> None:
     out = console()
     for info in found.plugins:
         if info.name == name:
-            out.print(f"[bold]{name}[/] {info.version} ({info.distribution}), module {info.module}\n")
+            out.print(
+                f"[bold]{name}[/] {info.version} ({info.distribution}), module {info.module}\n"
+            )
     for role, n in chosen:
         cls = registries[role].get(n)
-        out.print(f"[bold cyan]{n}[/], a {role} of the plugin [bold]{registries[role].provider(n)}[/]\n")
+        out.print(
+            f"[bold cyan]{n}[/], a {role} of the plugin [bold]{registries[role].provider(n)}[/]\n"
+        )
         out.print(inspect.getdoc(cls) or "", markup=False)
         table = Table(show_edge=False)
         for head in ("option", "type", "default", "description"):
             table.add_column(head, style="bold" if head == "option" else None)
         for row in cls.option_table():
-            table.add_row(row["name"], row["type"].replace("[", r"\["), row["default"].replace("[", r"\["), row["description"])
+            table.add_row(
+                row["name"],
+                row["type"].replace("[", r"\["),
+                row["default"].replace("[", r"\["),
+                row["description"],
+            )
         if table.row_count:
             out.print("", table)
         out.print()
@@ -126,7 +139,11 @@ def _pip(*arguments: str) -> None:
     import importlib.util
 
     if importlib.util.find_spec("pip") is None:
-        raise PromptForgeError(f"This environment has no pip. Add it with: {sys.executable} -m ensurepip")
+        raise PromptForgeError(
+            f"This environment has no pip. Add it with: {sys.executable} -m ensurepip"
+        )
     code = subprocess.run([sys.executable, "-m", "pip", *arguments], check=False).returncode
     if code:
-        raise PromptForgeError(f"pip {arguments[0]} failed (exit code {code}); its messages are above.")
+        raise PromptForgeError(
+            f"pip {arguments[0]} failed (exit code {code}); its messages are above."
+        )

@@ -20,9 +20,28 @@ if TYPE_CHECKING:
 
 @click.command()
 @task_options
-@click.option("--output", "-O", default="-", show_default=True, help="csv, tsv, jsonl, parquet or arrow by its ending; - is standard output.")
-@click.option("--format", "format_", type=click.Choice(["csv", "jsonl"]), default="csv", show_default=True, help="On standard output.")
-@click.option("--chunk", default=4096, show_default=True, type=click.IntRange(min=1), help="Rows worked on and written together.")
+@click.option(
+    "--output",
+    "-O",
+    default="-",
+    show_default=True,
+    help="csv, tsv, jsonl, parquet or arrow by its ending; - is standard output.",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["csv", "jsonl"]),
+    default="csv",
+    show_default=True,
+    help="On standard output.",
+)
+@click.option(
+    "--chunk",
+    default=4096,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Rows worked on and written together.",
+)
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
 @class_options
 @model_options
@@ -42,9 +61,13 @@ def predict(output: str, format_: str, chunk: int, resume: bool, **params: Any) 
     added = ["prediction", *(f"probability_{label}" for label in task.labels)]
     clash = [c for c in added if first is not None and c in first]
     if clash:
-        raise UserError(f"{source} already has a column {clash[0]!r}: rename it, since predict writes that column.")
+        raise UserError(
+            f"{source} already has a column {clash[0]!r}: rename it, since predict writes that column."
+        )
     model = build_model(setup, remember=False)
-    with RowWriter(None if output == "-" else output, _fingerprint(source, params), resume, format=format_) as writer:
+    with RowWriter(
+        None if output == "-" else output, _fingerprint(source, params), resume, format=format_
+    ) as writer:
         if writer.done:
             setup.report.note(f"Going on after {writer.done} rows")
         rows = iter_rows(source, task.inputs, skip=writer.done)
@@ -64,7 +87,10 @@ def _predicted(model: Any, rows: list[Row]) -> list[Row]:
         {
             **row,
             "prediction": model.labels[best[i]],
-            **{f"probability_{label}": round(float(p), 6) for label, p in zip(model.labels, probabilities[i], strict=True)},
+            **{
+                f"probability_{label}": round(float(p), 6)
+                for label, p in zip(model.labels, probabilities[i], strict=True)
+            },
         }
         for i, row in enumerate(rows)
     ]
@@ -78,4 +104,6 @@ def _chunks(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
 def _fingerprint(source: str, params: dict[str, Any]) -> str:
     """What must be equal for a run to be resumed: input and everything that shapes the result."""
     shaping = {k: v for k, v in params.items() if k not in ("device", "batch_tokens")}
-    return hashlib.sha256(json.dumps([source, shaping], sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([source, shaping], sort_keys=True, default=str).encode()
+    ).hexdigest()

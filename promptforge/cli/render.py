@@ -21,8 +21,16 @@ COLOURS = {"": "white", "expression": "magenta"}
 
 def ROW_OPTIONS(function: F) -> F:
     """Which row is rendered: of a table, or given on the command line."""
-    function = click.option("--row", default=1, show_default=True, type=click.IntRange(min=1), help="Row of the table.")(function)
-    function = click.option("--set", "values", multiple=True, metavar="COLUMN=VALUE", help="A value instead of a table's.")(function)
+    function = click.option(
+        "--row", default=1, show_default=True, type=click.IntRange(min=1), help="Row of the table."
+    )(function)
+    function = click.option(
+        "--set",
+        "values",
+        multiple=True,
+        metavar="COLUMN=VALUE",
+        help="A value instead of a table's.",
+    )(function)
     return task_options(function)
 
 
@@ -51,17 +59,29 @@ def the_row(params: dict[str, Any], report: Reporter) -> tuple[Task, dict[str, A
         task.check({**given} or None)
         missing = [c for c in task.inputs if c not in given]
         if missing:
-            raise UserError(f"The template uses {missing[0]!r}: give --set {missing[0]}=VALUE, or --data FILE.")
+            raise UserError(
+                f"The template uses {missing[0]!r}: give --set {missing[0]}=VALUE, or --data FILE."
+            )
         return task, given, 1
-    setup = open_task({**params, "verbalizer": None}, report, labelled=bool(params["label_column"] or params["task"] is None))
+    setup = open_task(
+        {**params, "verbalizer": None},
+        report,
+        labelled=bool(params["label_column"] or params["task"] is None),
+    )
     task, number = setup.task, params["row"]
-    source = params["data"] or next((task.data[s] for s in ("test", "dev", "train") if s in task.data), None)
+    source = params["data"] or next(
+        (task.data[s] for s in ("test", "dev", "train") if s in task.data), None
+    )
     if source is None:
         missing = [c for c in task.inputs if c not in given]
         if missing:
-            raise UserError(f"The task {task.name!r} has no data: give --set {missing[0]}=VALUE, or --data FILE.")
+            raise UserError(
+                f"The task {task.name!r} has no data: give --set {missing[0]}=VALUE, or --data FILE."
+            )
         return task, given, 1
-    rows = list(islice(iter_rows(source, [c for c in task.inputs if c not in given]), number - 1, number))
+    rows = list(
+        islice(iter_rows(source, [c for c in task.inputs if c not in given]), number - 1, number)
+    )
     if not rows:
         raise UserError(f"{source} has fewer than {number} rows.")
     return task, {**rows[0], **given}, number
@@ -69,9 +89,17 @@ def the_row(params: dict[str, Any], report: Reporter) -> tuple[Task, dict[str, A
 
 @click.command()
 @ROW_OPTIONS
-@click.option("--tokens/--no-tokens", default=True, help="Show the model's tokens (loads its tokenizer and weights).")
-@click.option("--demonstrations", help="Show labelled rows in the prompt: fixed, random or a plugin's.")
-@click.option("-o", "options", multiple=True, metavar="[ROLE.]KEY=VALUE", help="Option of a component.")
+@click.option(
+    "--tokens/--no-tokens",
+    default=True,
+    help="Show the model's tokens (loads its tokenizer and weights).",
+)
+@click.option(
+    "--demonstrations", help="Show labelled rows in the prompt: fixed, random or a plugin's."
+)
+@click.option(
+    "-o", "options", multiple=True, metavar="[ROLE.]KEY=VALUE", help="Option of a component."
+)
 @model_options
 @json_option
 def render(as_json: bool, tokens: bool, **params: Any) -> None:
@@ -135,14 +163,18 @@ def _show(name: str, number: int, prompt: Prompt, encoded: Encoded | None, backb
                 colour = sources.setdefault(part.source, palette[len(sources) % len(palette)])
             line.append(part.text, style=f"{colour} dim" if part.tail else colour)
         elif isinstance(part, Mask):
-            line.append(" mask " if part.length == 1 else f" mask x{part.length} ", style="black on cyan")
+            line.append(
+                " mask " if part.length == 1 else f" mask x{part.length} ", style="black on cyan"
+            )
         elif isinstance(part, Soft):
             line.append(f" soft {part.text or part.n} ", style="black on magenta")
         elif isinstance(part, Sep):
             line.append(" sep ", style="black on white")
     out.print(Rich(f"{name}, row {number}", style="bold"))
     out.print(line)
-    legend = Rich("  ").join([Rich("template", style="white"), *(Rich(s, style=c) for s, c in sources.items())])
+    legend = Rich("  ").join(
+        [Rich("template", style="white"), *(Rich(s, style=c) for s, c in sources.items())]
+    )
     out.print(legend)
     if encoded is None:
         return
@@ -153,7 +185,9 @@ def _show(name: str, number: int, prompt: Prompt, encoded: Encoded | None, backb
         tokens.append(" ")
     out.print(tokens)
     places = ", ".join(str(s.start) for s in encoded.slots)
-    out.print(f"{len(encoded.ids)} of {backbone.encoder.max_length} tokens; mask at {places}", style="dim")
+    out.print(
+        f"{len(encoded.ids)} of {backbone.encoder.max_length} tokens; mask at {places}", style="dim"
+    )
     for source, n in encoded.cut.items():
         out.print(f"cut: {n} tokens of {source}", style="yellow")
     out.print()

@@ -21,15 +21,27 @@ if TYPE_CHECKING:
 @click.option("--search", default="petal", show_default=True, help="petal, lm-bff or a plugin's.")
 @click.option("--joint", is_flag=True, help="One set of words for all patterns.")
 @click.option("--words-per-label", type=click.IntRange(min=1), help="Words to find per label.")
-@click.option("--candidates", type=click.IntRange(min=0), help="Words kept per label before scoring; 0: all.")
-@click.option("--max-words", type=click.IntRange(min=2), help="Only the words most frequent in --unlabeled.")
+@click.option(
+    "--candidates", type=click.IntRange(min=0), help="Words kept per label before scoring; 0: all."
+)
+@click.option(
+    "--max-words", type=click.IntRange(min=2), help="Only the words most frequent in --unlabeled."
+)
 @click.option("--unlabeled", help="Unlabelled rows for --max-words; the task's own by default.")
 @click.option("--dev", help="Table to measure on; the task's own by default.")
 @click.option("--test", help="Table to measure on; the task's own by default.")
-@click.option("--shots", type=click.IntRange(min=1), help="Draw this many training rows per label, and as many for dev.")
+@click.option(
+    "--shots",
+    type=click.IntRange(min=1),
+    help="Draw this many training rows per label, and as many for dev.",
+)
 @click.option("--seed", default=13, show_default=True, help="Seed of the draw.")
-@click.option("-o", "options", multiple=True, metavar="[ROLE.]KEY=VALUE", help="Option of the search.")
-@click.option("--output", default="verbalizer.json", show_default=True, help="Where the words are written.")
+@click.option(
+    "-o", "options", multiple=True, metavar="[ROLE.]KEY=VALUE", help="Option of the search."
+)
+@click.option(
+    "--output", default="verbalizer.json", show_default=True, help="Where the words are written."
+)
 @model_options
 @json_option
 def search_verbalizer(as_json: bool, **params: Any) -> None:
@@ -54,7 +66,12 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
         unlabeled = setup.task.rows(source)
     model = PromptModel(load(params, report), setup.task, report=report)
     words = search(
-        model, train, search=finder, joint=params["joint"], max_words=params["max_words"], unlabeled=unlabeled
+        model,
+        train,
+        search=finder,
+        joint=params["joint"],
+        max_words=params["max_words"],
+        unlabeled=unlabeled,
     )
     words.origin.update(shots=params["shots"], seed=params["seed"])
     found = model.with_words(words)
@@ -70,7 +87,9 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
                 "output": params["output"],
                 "verbalizer": words.to_json(),
                 "results": {
-                    split: {who: {p: e.to_json() for p, e in by.items()} for who, by in kinds.items()}
+                    split: {
+                        who: {p: e.to_json() for p, e in by.items()} for who, by in kinds.items()
+                    }
                     for split, kinds in results.items()
                 },
             }
@@ -83,7 +102,9 @@ def _search_options(params: dict[str, Any]) -> dict[str, Any]:
     from promptforge.cli.setup import chosen_components
 
     options = chosen_components(params, {"search": params["search"]})["search"]
-    flags = {key: params[key] for key in ("words_per_label", "candidates") if params[key] is not None}
+    flags = {
+        key: params[key] for key in ("words_per_label", "candidates") if params[key] is not None
+    }
     return {**options, **flags}
 
 
@@ -96,7 +117,9 @@ def _data(setup: Any, params: dict[str, Any]) -> tuple[list[Example], dict[str, 
     splits: dict[str, list[Example]] = {}
     if params["shots"]:
         enough = not (params["dev"] or "dev" in task.data)
-        train, held = sample_shots(train, params["shots"], params["seed"], list(task.labels), dev=enough)
+        train, held = sample_shots(
+            train, params["shots"], params["seed"], list(task.labels), dev=enough
+        )
         if held:
             splits["dev"] = held
     for split in ("dev", "test"):
@@ -111,7 +134,9 @@ def _show(words: LabelWords, results: dict[str, Any], output: str) -> None:
 
     out = console()
     for pattern, by_label in words.patterns.items():
-        title = "Label words" + (f" for the pattern [bold]{pattern}[/]" if pattern != "*" else " for all patterns")
+        title = "Label words" + (
+            f" for the pattern [bold]{pattern}[/]" if pattern != "*" else " for all patterns"
+        )
         table = Table(title=title, title_justify="left", show_edge=False)
         table.add_column("label", style="bold")
         table.add_column("words, best first, with their scores")
@@ -127,10 +152,18 @@ def _show(words: LabelWords, results: dict[str, Any], output: str) -> None:
     table.add_column("pattern", style="bold")
     heads = [(split, who) for split, kinds in results.items() for who in kinds]
     for split, who in heads:
-        table.add_column(f"{split}, {'words found' if who == 'found' else 'task words'}", justify="right")
+        table.add_column(
+            f"{split}, {'words found' if who == 'found' else 'task words'}", justify="right"
+        )
     first = results[heads[0][0]]["found"]
     for pattern in first:
         table.add_row(pattern, *(percent(results[s][w][pattern].accuracy) for s, w in heads))
-    table.add_row("chance", *(percent(next(iter(results[s][w].values())).chance) for s, w in heads), style="dim")
-    rows = ", ".join(f"{split}: {next(iter(kinds['found'].values())).rows}" for split, kinds in results.items())
+    table.add_row(
+        "chance",
+        *(percent(next(iter(results[s][w].values())).chance) for s, w in heads),
+        style="dim",
+    )
+    rows = ", ".join(
+        f"{split}: {next(iter(kinds['found'].values())).rows}" for split, kinds in results.items()
+    )
     out.print(table, f"\nRows measured: {rows}. Words written to [bold]{output}[/]")

@@ -38,11 +38,21 @@ def task_options(function: F) -> F:
     return _apply(
         [
             click.argument("task", required=False),
-            click.option("--data", help="A table instead of the task folder's own data: file or hf:NAME."),
-            click.option("--text-column", multiple=True, help="Column the template uses (several: repeat)."),
+            click.option(
+                "--data", help="A table instead of the task folder's own data: file or hf:NAME."
+            ),
+            click.option(
+                "--text-column", multiple=True, help="Column the template uses (several: repeat)."
+            ),
             click.option("--label-column", help="Column of the labels."),
-            click.option("--template", multiple=True, help="Template file, or the template itself."),
-            click.option("--pattern", multiple=True, help="Use only this pattern of the task (several: repeat)."),
+            click.option(
+                "--template", multiple=True, help="Template file, or the template itself."
+            ),
+            click.option(
+                "--pattern",
+                multiple=True,
+                help="Use only this pattern of the task (several: repeat).",
+            ),
         ],
         function,
     )
@@ -72,11 +82,24 @@ def class_options(function: F) -> F:
     """How scores become classes."""
     return _apply(
         [
-            click.option("--verbalizer", help="verbalizer.json of a search, or the name of a verbalizer."),
+            click.option(
+                "--verbalizer", help="verbalizer.json of a search, or the name of a verbalizer."
+            ),
             click.option("--calibration", help="contextual, pmi-dc, batch or a plugin's."),
-            click.option("--unlabeled", help="Unlabelled rows: a file, or the task's own by default."),
-            click.option("--demonstrations", help="Show labelled rows in the prompt: fixed, random or a plugin's."),
-            click.option("-o", "options", multiple=True, metavar="[ROLE.]KEY=VALUE", help="Option of a component."),
+            click.option(
+                "--unlabeled", help="Unlabelled rows: a file, or the task's own by default."
+            ),
+            click.option(
+                "--demonstrations",
+                help="Show labelled rows in the prompt: fixed, random or a plugin's.",
+            ),
+            click.option(
+                "-o",
+                "options",
+                multiple=True,
+                metavar="[ROLE.]KEY=VALUE",
+                help="Option of a component.",
+            ),
         ],
         function,
     )
@@ -111,7 +134,9 @@ def open_task(params: dict[str, Any], report: Reporter, *, labelled: bool = True
     table = params.get("data")
     if params.get("task"):
         if params.get("text_column"):
-            raise UserError("--text-column goes with --data and --template, without a TASK: the task names its columns.")
+            raise UserError(
+                "--text-column goes with --data and --template, without a TASK: the task names its columns."
+            )
         task = Task.load(params["task"])
         if templates:
             inline = Task.inline(templates, labels=task.labels, inputs=task.inputs)
@@ -133,10 +158,14 @@ def open_task(params: dict[str, Any], report: Reporter, *, labelled: bool = True
         if labelled:
             task, found = task_from_data(table, columns, label_column, templates, report)
         elif words:
-            task = Task.inline(templates, labels=words.labels, label_column=label_column, inputs=columns)
+            task = Task.inline(
+                templates, labels=words.labels, label_column=label_column, inputs=columns
+            )
             found = []
         else:
-            raise UserError("Without a TASK the labels are not known: give --verbalizer FILE of a search.")
+            raise UserError(
+                "Without a TASK the labels are not known: give --verbalizer FILE of a search."
+            )
         setup = Setup(task.choose(params.get("pattern") or ()), report, params, table, found)
     setup.task.check()
     return setup
@@ -149,16 +178,22 @@ def read_template(text: str, index: int = 0) -> Template:
     if "{{" in text:
         return Template(text, name="inline" if index == 0 else f"inline-{index + 1}")
     if not Path(text).is_file():
-        raise UserError(f"--template {text!r} is neither a file nor a template (which holds '{{{{ mask }}}}').")
+        raise UserError(
+            f"--template {text!r} is neither a file nor a template (which holds '{{{{ mask }}}}')."
+        )
     return Template.from_file(text)
 
 
-def chosen_components(params: dict[str, Any], roles: dict[str, str | None]) -> dict[str, dict[str, Any]]:
+def chosen_components(
+    params: dict[str, Any], roles: dict[str, str | None]
+) -> dict[str, dict[str, Any]]:
     """`-o` options by role; `roles` maps each role to the component chosen for it (None: none)."""
     from promptforge.components import parse_options
     from promptforge.plugins import component
 
-    classes: dict[str, type[Component]] = {r: component(r, name) for r, name in roles.items() if name}
+    classes: dict[str, type[Component]] = {
+        r: component(r, name) for r, name in roles.items() if name
+    }
     return parse_options(list(params.get("options") or ()), classes)
 
 
@@ -166,7 +201,11 @@ def _label_words(params: dict[str, Any]) -> LabelWords | None:
     from promptforge.verbalizer import LabelWords
 
     given = params.get("verbalizer")
-    return LabelWords.load(given) if given and (given.endswith(".json") or Path(given).is_file()) else None
+    return (
+        LabelWords.load(given)
+        if given and (given.endswith(".json") or Path(given).is_file())
+        else None
+    )
 
 
 def verbalizer_name(params: dict[str, Any], words: LabelWords | None) -> str:
@@ -174,7 +213,9 @@ def verbalizer_name(params: dict[str, Any], words: LabelWords | None) -> str:
     return words.verbalizer if words else (params.get("verbalizer") or "manual")
 
 
-def build_model(setup: Setup, rows: Sequence[Row] | None = None, *, remember: bool = True) -> PromptModel:
+def build_model(
+    setup: Setup, rows: Sequence[Row] | None = None, *, remember: bool = True
+) -> PromptModel:
     """The prompt model: options checked first, then the model loaded, then calibrated.
 
     Args:
@@ -188,11 +229,17 @@ def build_model(setup: Setup, rows: Sequence[Row] | None = None, *, remember: bo
     params = setup.params
     words = _label_words(params)
     name = verbalizer_name(params, words)
-    roles = {"verbalizer": name, "calibration": params.get("calibration"), "demonstrations": params.get("demonstrations")}
+    roles = {
+        "verbalizer": name,
+        "calibration": params.get("calibration"),
+        "demonstrations": params.get("demonstrations"),
+    }
     options = chosen_components(params, roles)
     if words:
         words.check_labels(list(setup.task.labels), str(params["verbalizer"]))
-    verbalizer = build("verbalizer", name, **{**(words.options if words else {}), **options["verbalizer"]})
+    verbalizer = build(
+        "verbalizer", name, **{**(words.options if words else {}), **options["verbalizer"]}
+    )
     calibration = None
     if params.get("calibration"):
         calibration = build("calibration", params["calibration"], **options["calibration"])
@@ -200,7 +247,9 @@ def build_model(setup: Setup, rows: Sequence[Row] | None = None, *, remember: bo
     if calibration is not None and calibration.needs_rows:
         calibration_rows = _unlabeled(setup) or rows
         if not calibration_rows:
-            raise UserError(f"--calibration {calibration.name} learns from rows: give --unlabeled FILE.")
+            raise UserError(
+                f"--calibration {calibration.name} learns from rows: give --unlabeled FILE."
+            )
     model = PromptModel(
         load(params, setup.report),
         setup.task,
@@ -229,7 +278,9 @@ def fit_demonstrations(setup: Setup, options: dict[str, Any]) -> DemonstrationSe
 
 
 def _unlabeled(setup: Setup) -> list[Row] | None:
-    source = setup.params.get("unlabeled") or ("unlabeled" if "unlabeled" in setup.task.data else None)
+    source = setup.params.get("unlabeled") or (
+        "unlabeled" if "unlabeled" in setup.task.data else None
+    )
     return setup.task.rows(source) if source else None
 
 

@@ -28,7 +28,13 @@ def list_(as_json: bool) -> None:
     if as_json:
         print_json(
             [
-                {"name": n, "kind": t.kind, "labels": t.labels, "patterns": list(t.patterns), "folder": str(t.folder)}
+                {
+                    "name": n,
+                    "kind": t.kind,
+                    "labels": t.labels,
+                    "patterns": list(t.patterns),
+                    "folder": str(t.folder),
+                }
                 for n, t in tasks.items()
             ]
         )
@@ -37,7 +43,9 @@ def list_(as_json: bool) -> None:
     for head in ("name", "kind", "labels", "patterns", "description"):
         table.add_column(head, style="bold" if head == "name" else None)
     for name, task in tasks.items():
-        table.add_row(name, task.kind, ", ".join(task.labels), ", ".join(task.patterns), task.description)
+        table.add_row(
+            name, task.kind, ", ".join(task.labels), ", ".join(task.patterns), task.description
+        )
     console().print(table)
 
 
@@ -61,7 +69,9 @@ def show(name: str, as_json: bool) -> None:
         )  # fmt: skip
         return
     out = console()
-    out.print(f"[bold]{task.name}[/] ({task.kind}): {task.description}\ncolumns: {', '.join(task.inputs)}\n")
+    out.print(
+        f"[bold]{task.name}[/] ({task.kind}): {task.description}\ncolumns: {', '.join(task.inputs)}\n"
+    )
     for label, words in task.labels.items():
         out.print(f"  [bold]{label}[/]: {', '.join(words)}", highlight=False)
     for pattern in task.patterns.values():
@@ -83,4 +93,6 @@ def copy(name: str, folder: Path) -> None:
         raise UserError(f"{folder} exists already: choose a folder that does not.")
     assert task.folder is not None
     shutil.copytree(task.folder, folder)
-    console().print(f"Copied to [bold]{folder}[/]. Edit task.toml and the .jinja files, then give the folder as TASK.")
+    console().print(
+        f"Copied to [bold]{folder}[/]. Edit task.toml and the .jinja files, then give the folder as TASK."
+    )
