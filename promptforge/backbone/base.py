@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from promptforge.encode import Encoded, Frame, PromptEncoder, TextEncoder
+from promptforge.encode import Encoded, Frame, PromptEncoder
 from promptforge.errors import PromptForgeError, UserError
 from promptforge.plugins import manager
 from promptforge.progress import Reporter
 from promptforge.template import Prompt
+from promptforge.text_encoder import TextEncoder
 
 #: Rows of states whose whole-vocabulary logits are held at once.
 _FULL_ROWS = 256

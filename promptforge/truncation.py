@@ -1,0 +1,133 @@
+"""Cutting a prompt to length by its template's rules; what was cut is counted, never hidden."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from promptforge.errors import UserError
+from promptforge.template import COLUMN, FIRST, KEEP, LAST, Text
+from promptforge.text_encoder import TextEncoder
+
+#: No token of ordinary text is longer, so longer texts are cut to this many characters a token
+#: before they are tokenized: a 10 MB cell costs no more than a long one.
+CHARACTERS_PER_TOKEN = 64
+
+
+@dataclass
+class Run:
+    """Texts that stand next to each other, encoded as one."""
+
+    texts: list[Text]
+    lead: str = ""  # characters before the first text: the space some tokenizers want
+    ids: list[int] = field(default_factory=list)
+
+    @property
+    def string(self) -> str:
+        return self.lead + "".join(text.text for text in self.texts)
+
+
+def truncate(
+    encoder: TextEncoder, runs: list[Run], budget: int, limit: int, origin: str
+) -> dict[str, int]:
+    """Cut texts, the ones marked first, until the runs have at most `budget` tokens.
+
+    Args:
+        encoder: encodes the runs anew after each cut.
+        runs: changed in place.
+        budget: tokens there is room for.
+        limit: characters a text may have before it is tokenized.
+        origin: the template's name, for messages.
+
+    Returns:
+        Source -> tokens cut from it (estimated for what was never tokenized).
+
+    Raises:
+        UserError: the parts that must not be cut are too long.
+    """
+    cut: dict[str, int] = {}
+    for run in runs:
+        for i, text in enumerate(run.texts):
+            if text.cut != KEEP and len(text.text) > limit:
+                kept = text.text[:limit] if text.side == "right" else text.text[-limit:]
+                run.texts[i] = replace(text, text=kept)
+                cut[text.source] = cut.get(text.source, 0) + (len(text.text) - limit) // 4
+    for _ in range(32):
+        spans = {}
+        for n, run in enumerate(runs):
+            run.ids, spans[n] = encoder.spans(run.string)
+        over = sum(len(run.ids) for run in runs) - budget
+        if over <= 0:
+            return cut
+        pieces = _pieces(runs, spans)
+        for priority in (FIRST, COLUMN, LAST):
+            some = [p for p in pieces if p.text.cut == priority and p.tokens]
+            if some:
+                for piece, tokens in _longest_first(some, over):
+                    _cut(runs, piece, tokens)
+                    cut[piece.text.source] = cut.get(piece.text.source, 0) + tokens
+                break
+        else:
+            break
+    size = sum(len(run.ids) for run in runs)
+    raise UserError(
+        f"{origin}: what must be kept needs {size} tokens, and the model has room for {budget}. "
+        "Shorten the template, show fewer demonstrations, or remove 'keep' from a column."
+    )
+
+
+@dataclass
+class _Piece:
+    """A text in a run with the spans of its tokens, relative to the text."""
+
+    run: int
+    index: int
+    text: Text
+    tokens: list[tuple[int, int]]
+
+
+def _pieces(runs: list[Run], spans: dict[int, list[tuple[int, int]]]) -> list[_Piece]:
+    out = []
+    for n, run in enumerate(runs):
+        start = len(run.lead)
+        for i, text in enumerate(run.texts):
+            end = start + len(text.text)
+            tokens = [
+                (max(a - start, 0), b - start) for a, b in spans[n] if start <= max(a, b - 1) < end
+            ]
+            out.append(_Piece(n, i, text, tokens))
+            start = end
+    return out
+
+
+def _longest_first(pieces: list[_Piece], over: int) -> list[tuple[_Piece, int]]:
+    """How many tokens to cut from each: the longest loses until it is no longer than the next."""
+    lengths = [len(p.tokens) for p in pieces]
+    goal = max(sum(lengths) - over, 0)
+    low, high = 0, max(lengths)
+    while low < high:  # the largest common limit under which they fit
+        middle = (low + high + 1) // 2
+        if sum(min(n, middle) for n in lengths) <= goal:
+            low = middle
+        else:
+            high = middle - 1
+    spare = goal - sum(min(n, low) for n in lengths)
+    out = []
+    for piece, n in zip(pieces, lengths, strict=True):
+        keep = min(n, low)
+        if keep < n and spare:
+            keep, spare = keep + 1, spare - 1
+        if keep < n:
+            out.append((piece, n - keep))
+    return out
+
+
+def _cut(runs: list[Run], piece: _Piece, tokens: int) -> None:
+    kept = len(piece.tokens) - tokens
+    string = piece.text.text
+    if not kept:
+        string = ""
+    elif piece.text.side == "right":
+        string = string[: piece.tokens[kept - 1][1]]
+    else:
+        string = string[piece.tokens[tokens][0] :]
+    runs[piece.run].texts[piece.index] = replace(piece.text, text=string)
