@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from promptforge.evaluation import Evaluation as Evaluation
     from promptforge.model import PromptModel as PromptModel
     from promptforge.models import ModelSource as ModelSource
+    from promptforge.readout import Readout as Readout
     from promptforge.scoring import Scorer as Scorer
+    from promptforge.search import Evidence as Evidence
+    from promptforge.search import FoundWords as FoundWords
     from promptforge.search import VerbalizerSearch as VerbalizerSearch
     from promptforge.search import search_verbalizer as search_verbalizer
     from promptforge.selection import DemonstrationSelector as DemonstrationSelector
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from promptforge.template import Prompt as Prompt
     from promptforge.template import Template as Template
     from promptforge.template import TemplateRenderer as TemplateRenderer
+    from promptforge.verbalizer import LabelWords as LabelWords
     from promptforge.verbalizer import Verbalizer as Verbalizer
 
 _HOMES = {
@@ -42,12 +46,16 @@ _HOMES = {
     "Component": "components",
     "DemonstrationSelector": "selection",
     "Evaluation": "evaluation",
+    "Evidence": "search",
     "Example": "data",
+    "FoundWords": "search",
+    "LabelWords": "verbalizer",
     "ModelSource": "models",
     "Pattern": "task",
     "Prompt": "template",
     "PromptModel": "model",
     "Reader": "data",
+    "Readout": "readout",
     "Scorer": "scoring",
     "Task": "task",
     "Template": "template",

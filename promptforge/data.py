@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,6 +55,18 @@ class Reader(Component):
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class ReaderChoice:
+    """The reader that tables get: `name`, or None: the first that accepts each; its options."""
+
+    name: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: A reader, its name, a choice with options, or None: the first reader that accepts the source.
+AnyReader = str | Reader | ReaderChoice | None
+
+
 def existing_file(source: str | Path) -> Path:
     """The path of a file that is there and can be read; for readers of files.
 
@@ -74,7 +86,7 @@ def existing_file(source: str | Path) -> Path:
     return path
 
 
-def choose_reader(source: str, reader: str | Reader | None = None, **options: Any) -> Reader:
+def choose_reader(source: str, reader: AnyReader = None, **options: Any) -> Reader:
     """The reader called `reader` with `options`, else the first registered that accepts `source`.
 
     Raises:
@@ -83,6 +95,8 @@ def choose_reader(source: str, reader: str | Reader | None = None, **options: An
     registry = manager().registry("reader")
     if isinstance(reader, Reader):
         return reader
+    if isinstance(reader, ReaderChoice):
+        return choose_reader(source, reader.name, **reader.options, **options)
     chosen: Reader
     if reader is not None:
         chosen = registry.build(reader, **options)
@@ -98,7 +112,7 @@ def choose_reader(source: str, reader: str | Reader | None = None, **options: An
         existing_file(source)
     raise UserError(
         f"{source}: the format is not known from the name. "
-        f"Rename the file or choose a reader: {listed(registry.names())}."
+        f"Rename the file or choose a reader (--reader NAME): {listed(registry.names())}."
     )
 
 
@@ -106,7 +120,7 @@ def iter_rows(
     source: str | Path,
     columns: Sequence[str] = (),
     skip: int = 0,
-    reader: str | Reader | None = None,
+    reader: AnyReader = None,
 ) -> Iterator[Row]:
     """The rows of `source` after the first `skip`, with a value in each of `columns`.
 
@@ -122,7 +136,7 @@ def read_rows(
     source: str | Path,
     columns: Sequence[str] = (),
     skip: int = 0,
-    reader: str | Reader | None = None,
+    reader: AnyReader = None,
 ) -> list[Row]:
     """All rows at once; see `iter_rows`."""
     return list(iter_rows(source, columns, skip, reader))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from promptforge.errors import UserError
 from promptforge.template import Mask, Prompt, Sep, Soft, TemplateError, Text
 from promptforge.text_encoder import TextEncoder
-from promptforge.truncation import CHARACTERS_PER_TOKEN, Run, truncate
+from promptforge.truncation import CHARACTERS_PER_TOKEN, Run, strip, truncate
 
 
 @dataclass(frozen=True)
@@ -183,20 +183,20 @@ class PromptEncoder:
                 texts = [t for t in item.texts if t.text]
                 string = "".join(t.text for t in texts)
                 if fresh:
-                    texts = _strip(texts, left=True)
+                    texts = strip(texts, left=True)
                 before_slot = i + 1 < len(items) and isinstance(items[i + 1], tuple)
                 space = before_slot and (
                     string.endswith(" ") or (fresh and not texts and self.text.prefix_space)
                 )
                 if before_slot or i + 1 == len(items):
-                    texts = _strip(texts, left=False)
+                    texts = strip(texts, left=False)
                 if texts:
                     lead = (
                         " "
                         if fresh and self.text.prefix_space and not texts[0].text.startswith(" ")
                         else ""
                     )
-                    out.append(Run(texts, lead))
+                    out.append(Run(texts, lead, fresh))
                     fresh = False
             elif isinstance(item, Sep):
                 out.append(item)
@@ -266,17 +266,3 @@ class PromptEncoder:
             if token not in self.text.special_ids:
                 ids.append(token)
         return ids
-
-
-def _strip(texts: list[Text], *, left: bool) -> list[Text]:
-    """Drop spaces (at the start: all white space) from one end of a run."""
-    texts = list(texts)
-    while texts:
-        i = 0 if left else -1
-        text = texts[i].text
-        stripped = text.lstrip() if left else text.rstrip(" ")
-        if stripped:
-            texts[i] = replace(texts[i], text=stripped)
-            break
-        texts.pop(i)
-    return texts

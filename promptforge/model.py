@@ -91,7 +91,9 @@ class PromptModel:
         self._verbalizers: dict[str, Verbalizer] = {}
         self._calibrations: dict[str, Calibration] = {}
         self._states: dict[Any, Tensor] | None = {} if remember else None
-        self.cut: Counter[str] = Counter()
+        self.cut: Counter[str] = Counter()  # source -> tokens
+        self.cut_rows: Counter[str] = Counter()  # pattern -> rows
+        self.warn_cuts = True
 
     def with_words(self, words: LabelWords | Mapping[str, Words]) -> PromptModel:
         """The same model and memory with other label words."""
@@ -162,6 +164,9 @@ class PromptModel:
         for e in encoded:
             tokens.update(e.cut)
         self.cut.update(tokens)
+        self.cut_rows[pattern] += rows
+        if not self.warn_cuts:
+            return
         where = ", ".join(f"{source} by {n} tokens" for source, n in tokens.items())
         self.report.warn(
             f"{rows} of {len(encoded)} rows were cut to fit {self.backbone.encoder.max_length} tokens "

@@ -60,6 +60,8 @@ class RowWriter:
         self.path = None if path is None or str(path) == "-" else Path(path)
         self.fingerprint = fingerprint
         self.resume = resume
+        if self.path is not None:
+            check_target(self.path)
         self.format = _format(self.path, format)
         self.columns: list[str] | None = None
         self.done = 0
@@ -71,7 +73,6 @@ class RowWriter:
             if resume:
                 raise UserError("Standard output cannot be resumed: name an output file.")
             return
-        _check_target(self.path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.journal = self.path.with_name(self.path.name + ".partial.json")
         if resume:
@@ -88,11 +89,16 @@ class RowWriter:
             self._file = os.fdopen(handle, "r+b")
             try:
                 _lock(self._file, self.partial)
-                if self.resume:
-                    self._recall()
-                self._file.truncate(self._bytes)
-                self._file.seek(self._bytes)
-                self._record()
+                try:
+                    if self.resume:
+                        self._recall()
+                    self._file.truncate(self._bytes)
+                    self._file.seek(self._bytes)
+                    self._record()
+                except BaseException:
+                    if not self.rows and not self.resume:
+                        self._discard()
+                    raise
             except BaseException:
                 self._file.close()
                 raise
@@ -195,11 +201,15 @@ class RowWriter:
             "columns": self.columns,
         }
         fresh = self.journal.with_name(self.journal.name + ".new")
-        with fresh.open("w", encoding="utf-8") as handle:
-            json.dump(state, handle, ensure_ascii=True)
-            handle.flush()
-            os.fsync(handle.fileno())
-        fresh.replace(self.journal)
+        try:
+            with fresh.open("w", encoding="utf-8") as handle:
+                json.dump(state, handle, ensure_ascii=True)
+                handle.flush()
+                os.fsync(handle.fileno())
+            fresh.replace(self.journal)
+        except BaseException:
+            fresh.unlink(missing_ok=True)
+            raise
 
     def _recall(self) -> None:
         """Take up the state of an earlier run, if there is one."""
@@ -247,7 +257,8 @@ def _format(path: Path | None, format: str | None) -> str:
     return format
 
 
-def _check_target(path: Path) -> None:
+def check_target(path: Path) -> None:
+    """Raise a `UserError` unless a file can be written at `path`."""
     folder = path.parent
     if path.is_dir():
         raise UserError(f"{path} is a folder. Name a file for the output.")

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import importlib.metadata as metadata
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from promptforge import hookspecs
-from promptforge.errors import UserError, did_you_mean, listed
+from promptforge.errors import PromptForgeError, UserError, did_you_mean, listed
 
 if TYPE_CHECKING:  # components need pydantic, which `--help` can do without
     from promptforge.components import Component, Registry
 
 GROUP = "promptforge"
+BUILT_IN = "promptforge"
 DISABLE_VARIABLE = "PROMPTFORGE_DISABLE_PLUGINS"
 
 
@@ -48,7 +49,7 @@ class PluginInfo:
     @property
     def builtin(self) -> bool:
         """True for the plugins that ship with PromptForge."""
-        return self.distribution == "promptforge"
+        return self.distribution == BUILT_IN
 
 
 class PluginManager:
@@ -71,21 +72,29 @@ class PluginManager:
             )
             for point in metadata.entry_points(group=GROUP)
         ]
-        # A name is loaded once: an editable install beside a regular one lists it twice.
-        unique = {point.name: (point, dist, version) for point, dist, version in reversed(found)}
-        order = sorted(unique.values(), key=lambda f: (f[1] != "promptforge", f[0].name))
-        for point, dist, version in order:
+        owners: dict[str, str] = {}
+        for point, dist, version in sorted(found, key=lambda f: (f[1] != BUILT_IN, f[0].name)):
+            if point.name in owners:
+                # An editable install beside a regular one lists a plugin twice; that is no news.
+                if owners[point.name] != dist:
+                    self.report(
+                        point.name,
+                        f"of the package {dist!r} has a name that {owners[point.name]!r} has "
+                        "taken; ignored",
+                    )
+                continue
+            owners[point.name] = dist
             info = PluginInfo(point.name, point.value, dist, version, point.name not in disabled)
             self.plugins.append(info)
             if not info.enabled:
                 continue
             try:
                 self.register(point.load(), point.name, info)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 info.enabled = False
-                self.problems.append(
-                    Problem(point.name, f"could not be loaded: {type(error).__name__}: {error}")
-                )
+                if self.pm.has_plugin(point.name):
+                    self.pm.unregister(name=point.name)
+                self.report(point.name, f"could not be loaded: {type(error).__name__}: {error}")
         unknown = sorted(disabled - {info.name for info in self.plugins})
         if unknown:
             names = [info.name for info in self.plugins]
@@ -104,14 +113,38 @@ class PluginManager:
             and not hasattr(hookspecs, attribute)
         ]
         self.pm.register(plugin, name)
+        self._guard_events(plugin, name)
         if info is None:
             info = PluginInfo(name, getattr(plugin, "__name__", repr(plugin)), "", "", True)
             self.plugins.append(info)
         info.hooks = sorted(caller.name for caller in self.pm.get_hookcallers(plugin) or ())
         for hook in unknown:
             near = did_you_mean(hook, [h for h in dir(hookspecs) if h.startswith("promptforge_")])
-            self.problems.append(Problem(name, f"implements an unknown hook {hook!r}.{near}"))
+            self.report(name, f"implements an unknown hook {hook!r}.{near}")
         self._registries.clear()
+
+    def _guard_events(self, plugin: Any, name: str) -> None:
+        """A plugin whose event hook raises is reported, and the run goes on without it."""
+        for caller in self.pm.get_hookcallers(plugin) or ():
+            if caller.name in hookspecs.ROLES.values():
+                continue
+            for impl in caller.get_hookimpls():
+                if impl.plugin is plugin and not (impl.hookwrapper or impl.wrapper):
+                    guarded = self._guarded(impl.function, name, caller.name)
+                    impl.function = guarded  # type: ignore[misc]  # pluggy has no door for this
+
+    def _guarded(self, function: Callable[..., Any], plugin: str, hook: str) -> Callable[..., Any]:
+        @wraps(function)
+        def guarded(*args: Any) -> Any:
+            try:
+                return function(*args)
+            except PromptForgeError:  # The plugin has something to say to the user.
+                raise
+            except Exception as error:
+                self.report(plugin, f"{hook} failed: {type(error).__name__}: {error}")
+                return None
+
+        return guarded
 
     def provided(self, hook: str) -> Iterator[tuple[str, Any]]:
         """(plugin, result) of a role hook, built-ins first; one that fails is a problem."""
@@ -119,6 +152,8 @@ class PluginManager:
         for impl in getattr(self.pm.hook, hook).get_hookimpls():
             try:
                 result = impl.function()
+                if result is not None and not isinstance(result, Mapping):
+                    result = list(result)  # A generator does its work, and fails, here.
             except Exception as error:
                 self.report(impl.plugin_name, f"{hook} failed: {type(error).__name__}: {error}")
                 continue
@@ -143,6 +178,9 @@ class PluginManager:
         """The merged mappings of a hook that returns name -> value; the first name wins."""
         merged: dict[str, tuple[Any, str]] = {}
         for plugin, mapping in self.provided(hook):
+            if not isinstance(mapping, Mapping):
+                self.report(plugin, f"{hook} failed: it returned no mapping of names to values")
+                continue
             for name, value in mapping.items():
                 if name in merged:
                     self.report(
@@ -178,6 +216,11 @@ def manager() -> PluginManager:
     """The process's plugin manager, made at the first call."""
     from_env = {n.strip() for n in os.environ.get(DISABLE_VARIABLE, "").split(",") if n.strip()}
     return PluginManager(frozenset(_disabled | from_env))
+
+
+def known_problems() -> list[Problem]:
+    """What went wrong with plugins so far; nothing where no command has asked for any."""
+    return manager().problems if manager.cache_info().currsize else []
 
 
 def build(role: str, name: str, **options: Any) -> Any:

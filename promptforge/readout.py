@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,10 @@ class Readout:
     def __len__(self) -> int:
         return len(self.encoded)
 
+    def _as_read(self) -> AbstractContextManager[Any]:
+        # States read without gradients cannot meet weights that want them.
+        return torch.inference_mode() if self.states.is_inference() else nullcontext()
+
     def at(self, slot: int = 0) -> Tensor:
         """States that predict the first token of a slot, [N, d].
 
@@ -53,12 +58,14 @@ class Readout:
 
     def logits(self, words: Tensor, slot: int = 0) -> Tensor:
         """Logits of one-token words, [N, words]: only these rows of the head are computed."""
-        return self.backbone.logits(self.at(slot), words).float()
+        with self._as_read():
+            return self.backbone.logits(self.at(slot), words).float()
 
     def log_z(self, slot: int = 0) -> Tensor:
         """log Z over the whole vocabulary, [N]; computed once."""
         if slot not in self._log_z:
-            self._log_z[slot] = self.backbone.log_z(self.at(slot))
+            with self._as_read():
+                self._log_z[slot] = self.backbone.log_z(self.at(slot))
         return self._log_z[slot]
 
     def log_probs(self, words: Tensor, slot: int = 0) -> Tensor:

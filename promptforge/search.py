@@ -24,7 +24,10 @@ from promptforge.progress import Reporter
 from promptforge.readout import Readout
 from promptforge.verbalizer import LabelWords
 
-_BLOCK = 256
+#: Rows whose log-probabilities are worked out at once from a model's states.
+_ROWS = 128
+#: Log-probabilities of given logits that stay in the processor's cache.
+_CACHED = 2**18
 
 
 @dataclass
@@ -52,52 +55,70 @@ class Evidence:
         return cls(tuple(labels), readouts[0][1].words, targets, sources)
 
     @classmethod
-    def of_log_probs(
+    def of_logits(
         cls,
-        log_probs: Sequence[Tensor],
+        logits: Sequence[Tensor],
         targets: Tensor,
         labels: Sequence[str],
         words: Sequence[str],
     ) -> Evidence:
-        """Evidence from log-probabilities at hand, one tensor [rows, W] per pattern."""
-        return cls(tuple(labels), tuple(words), targets, [_Given(t) for t in log_probs])
+        """Evidence from logits at hand, one tensor [rows, W] per pattern.
 
-    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(targets [n], log-probabilities [n, W]) over all patterns, a block of rows at a time."""
+        Normalised over the W words, a block of rows at a time; log-probabilities pass unchanged.
+        """
+        return cls(tuple(labels), tuple(words), targets, [_Given(t) for t in logits])
+
+    def blocks(self, words: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Over all patterns, a block of rows at a time: targets [n], log-probabilities [n, words].
+
+        `words` are indices into `self.words`; None means all.
+        """
         for source in self.sources:
-            for rows, log_probs in source.blocks(None):
+            for rows, log_probs in source.blocks(words):
                 yield self.targets[rows], log_probs
 
-    def columns(self, words: Sequence[int]) -> Iterator[Tensor]:
-        """Per pattern, log-probabilities of some words (indices into `words`), [rows, len(words)]."""
+    def columns(self, words: Tensor) -> Iterator[Tensor]:
+        """Per pattern, log-probabilities of some words in all rows, [rows, words]."""
         for source in self.sources:
-            yield torch.cat(
-                [log_probs for _, log_probs in source.blocks(torch.tensor(list(words)))]
-            )
+            yield torch.cat([log_probs for _, log_probs in source.blocks(words)])
+
+
+def _row_blocks(rows: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, rows, size))
 
 
 class _Source:
+    """Evidence from what a model said."""
+
     def __init__(self, readout: Readout, candidates: Candidates) -> None:
         self.readout, self.candidates = readout, candidates
 
     def blocks(self, words: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
         ids = self.candidates.ids if words is None else self.candidates.ids[words]
-        states, backbone = self.readout.at(), self.readout.backbone
-        log_z = self.readout.log_z()
-        for start in range(0, len(states), _BLOCK):
-            rows = slice(start, start + _BLOCK)
+        states, backbone, log_z = self.readout.at(), self.readout.backbone, self.readout.log_z()
+        for rows in _row_blocks(len(states), _ROWS):
             yield rows, backbone.logits(states[rows], ids).float() - log_z[rows, None]
 
 
 class _Given:
-    def __init__(self, log_probs: Tensor) -> None:
-        self.log_probs = log_probs
+    """Evidence from logits at hand."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        self.log_z: Tensor | None = None
 
     def blocks(self, words: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, len(self.log_probs), _BLOCK):
-            rows = slice(start, start + _BLOCK)
-            block = self.log_probs[rows]
-            yield rows, block if words is None else block[:, words]
+        rows, width = self.logits.shape
+        if words is not None and self.log_z is not None:
+            for part in _row_blocks(rows, max(16, _CACHED // len(words))):
+                yield part, self.logits[part][:, words] - self.log_z[part, None]
+            return
+        log_z = []
+        for part in _row_blocks(rows, max(16, _CACHED // width)):
+            block = torch.log_softmax(self.logits[part], -1)
+            log_z.append(self.logits[part, 0] - block[:, 0])
+            yield part, block if words is None else block[:, words]
+        self.log_z = torch.cat(log_z)
 
 
 @dataclass(frozen=True)

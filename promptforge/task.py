@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from promptforge.data import Example, Row, examples, labels_of, read_rows
+from promptforge.data import AnyReader, Example, Row, examples, labels_of, read_rows
 from promptforge.errors import UserError, did_you_mean, listed
 from promptforge.plugins import manager
 from promptforge.progress import Reporter
@@ -157,11 +157,16 @@ class Task:
         return self.data[split]
 
     def examples(
-        self, source: str | Path, report: Reporter | None = None, *, complete: bool = True
+        self,
+        source: str | Path,
+        report: Reporter | None = None,
+        *,
+        complete: bool = True,
+        reader: AnyReader = None,
     ) -> list[Example]:
         """Labelled examples from a table or a split's name; see `promptforge.data.examples`."""
         source = self.path(str(source)) if str(source) in self.data else source
-        rows = read_rows(source, [*self.inputs, self.label_column])
+        rows = read_rows(source, [*self.inputs, self.label_column], reader=reader)
         return examples(
             rows,
             list(self.labels) or None,
@@ -173,10 +178,10 @@ class Task:
             complete=complete,
         )
 
-    def rows(self, source: str | Path) -> list[Row]:
+    def rows(self, source: str | Path, *, reader: AnyReader = None) -> list[Row]:
         """Rows without labels from a table or a split's name."""
         source = self.path(str(source)) if str(source) in self.data else source
-        return read_rows(source, list(self.inputs))
+        return read_rows(source, list(self.inputs), reader=reader)
 
 
 def task_from_data(
@@ -185,9 +190,11 @@ def task_from_data(
     label_column: str,
     templates: Sequence[Template],
     report: Reporter,
+    *,
+    reader: AnyReader = None,
 ) -> tuple[Task, list[Example]]:
     """A task whose labels are those of a table, and the table's examples."""
-    rows = read_rows(source, [*text_columns, label_column])
+    rows = read_rows(source, [*text_columns, label_column], reader=reader)
     found = examples(
         rows, None, label_column, str(source), report=report, text_columns=text_columns
     )
@@ -205,13 +212,23 @@ def task_folders() -> dict[str, Path]:
     """Every shipped task: PromptForge's own and the plugins', by folder name; the first wins."""
     here = Path(__file__).parent
     # In a wheel the folder lies in the package; in a checkout, beside it.
-    roots = [next(p for p in (here / "templates", here.parent / "templates") if p.is_dir())]
-    roots += [Path(p) for _, paths in manager().provided("promptforge_task_folders") for p in paths]
+    own = next(p for p in (here / "templates", here.parent / "templates") if p.is_dir())
+    roots = [("", own)]
+    for plugin, paths in manager().provided("promptforge_task_folders"):
+        roots += [(plugin, Path(path)) for path in paths]
     found: dict[str, Path] = {}
-    for root in roots:
+    for plugin, root in roots:
+        if not root.is_dir():
+            manager().report(plugin, f"provides task folders in {root}, which is no folder")
+            continue
         for folder in sorted(root.iterdir()):
-            if (folder / TASK_FILE).is_file():
-                found.setdefault(folder.name, folder)
+            if not (folder / TASK_FILE).is_file():
+                continue
+            if folder.name in found:
+                manager().report(
+                    plugin, f"provides the task {folder.name!r}, a name that is taken; ignored"
+                )
+            found.setdefault(folder.name, folder)
     return found
 
 
@@ -249,9 +266,8 @@ def _read(folder: Path) -> Task:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: {key}: {first['msg']}.") from None
+        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UserError(f"{path}: {'; '.join(wrong[:5])}.") from None
     for name, pattern in parsed.patterns.items():
         strange = set(pattern.words or parsed.labels) ^ set(parsed.labels)
         if strange:

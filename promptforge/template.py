@@ -42,6 +42,9 @@ class _Part:
         __format__
     ) = _refuse
 
+    def __bool__(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -61,6 +64,19 @@ class Text:
     side: str = "right"
     tail: bool = False
 
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise TemplateError(
+            "keep, truncate_here and tail mark a text and come last: "
+            "write {{ text | upper | keep }} instead of {{ text | keep | upper }}."
+        )
+
+    __str__ = __add__ = __radd__ = __mod__ = __mul__ = __rmul__ = __len__ = __iter__ = (
+        __format__
+    ) = _refuse
+
+    def __bool__(self) -> bool:
+        return bool(self.text)
+
 
 @dataclass(frozen=True, slots=True, eq=True)
 class Mask(_Part):
@@ -74,9 +90,6 @@ class Mask(_Part):
         if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= 64:
             raise TemplateError(f"mask({length!r}): the length is a whole number from 1 to 64.")
         return Mask(length)
-
-    def __bool__(self) -> bool:
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +140,19 @@ class Prompt:
         )
 
 
+class Block(Prompt):
+    """Parts that a template holds in a variable; they join to a string if all are plain text."""
+
+    def __str__(self) -> str:
+        for part in self.parts:
+            if not isinstance(part, Text):
+                str(part)  # raises, with what to write instead
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+    def __bool__(self) -> bool:
+        return bool(self.parts)
+
+
 @dataclass(frozen=True)
 class Demo:
     """A demonstration in a template: the columns of its row, `label`, `word` and `prompt`."""
@@ -134,8 +160,9 @@ class Demo:
     row: Mapping[str, Any]
     label: str
     word: str
-    template: Template
-    scope: Mapping[str, Any] = field(repr=False)
+    # Underscores keep these two out of a template's reach.
+    _template: Template
+    _scope: Mapping[str, Any] = field(repr=False)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -144,9 +171,15 @@ class Demo:
             raise AttributeError(name) from None
 
     @property
-    def prompt(self) -> Prompt:
+    def prompt(self) -> Block:
         """The same template on this row, its label word in the mask."""
-        return self.template.render(self.row, **{**self.scope, "demos": ()}).filled(self.word)
+        made = self._template.render(self.row, **{**self._scope, "demos": ()})
+        return Block(made.filled(self.word).parts)
+
+    def __str__(self) -> NoReturn:
+        raise TemplateError(
+            "a demonstration is not a string: write {{ demo.prompt }}, {{ demo.word }} or a column of it."
+        )
 
 
 class Compiled(Protocol):
@@ -278,7 +311,7 @@ class Template:
                 Demo(demo_row, label, words[label][0], self, {"labels": labels, "words": words})
             )
         scope["demos"] = shown
-        prompt = Prompt(tuple(self.compiled.render({"row": row, **row, **scope})))
+        prompt = Prompt(tuple(self.compiled.render({**row, **scope, "row": row})))
         if manager().listens("promptforge_prompt_rendered"):
             changed: Prompt | None = manager().pm.hook.promptforge_prompt_rendered(
                 prompt=prompt, row=row

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from promptforge.errors import UserError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class TextEncoder:
@@ -48,7 +52,9 @@ class TextEncoder:
         """Token ids of each text."""
         out = [
             encoding.ids
-            for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            for encoding in self._backend.encode_batch_fast(
+                [_whole(text) for text in texts], add_special_tokens=False
+            )
         ]
         for i, ids in enumerate(out):
             if not self._forbidden.isdisjoint(ids):
@@ -57,21 +63,29 @@ class TextEncoder:
 
     def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of one text, and the characters [start, end) each came from."""
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        ids, spans = list(encoding.ids), list(encoding.offsets)
-        for token, (start, end) in zip(ids, spans, strict=True):
-            if token in self._forbidden and end - start > 1:
-                # Encoded in two pieces, the characters cannot form the special token again.
-                left_ids, left = self.spans(text[: start + 1])
-                right_ids, right = self.spans(text[start + 1 :])
-                moved = [(a + start + 1, b + start + 1) for a, b in right]
-                return left_ids + right_ids, left + moved
-        kept = [(t, s) for t, s in zip(ids, spans, strict=True) if t not in self._forbidden]
+        encoding = self._backend.encode(_whole(text), add_special_tokens=False)
+        found = list(zip(encoding.ids, encoding.offsets, strict=True))
+        # Encoded in two pieces, the characters cannot form the special token again.
+        cuts = [a + 1 for token, (a, b) in found if token in self._forbidden and b - a > 1]
+        if cuts:
+            ids: list[int] = []
+            spans: list[tuple[int, int]] = []
+            for start, end in pairwise([0, *cuts, len(text)]):
+                more, inner = self.spans(text[start:end])
+                ids += more
+                spans += [(a + start, b + start) for a, b in inner]
+            return ids, spans
+        kept = [(t, s) for t, s in found if t not in self._forbidden]
         return [t for t, _ in kept], [s for _, s in kept]
 
     def word(self, word: str, *, space_before: bool) -> list[int]:
         """Token ids of a label word as it stands in a mask."""
         return self.ids([f" {word}" if space_before else word])[0]
+
+
+def _whole(text: str) -> str:
+    """`text` with halves of surrogate pairs, which broken JSON can hold, as U+FFFD."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 def _without_prefix_space(state: dict[str, Any]) -> bool:

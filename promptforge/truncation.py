@@ -19,6 +19,7 @@ class Run:
 
     texts: list[Text]
     lead: str = ""  # characters before the first text: the space some tokenizers want
+    fresh: bool = False  # at the start of a text, where no white space stands
     ids: list[int] = field(default_factory=list)
 
     @property
@@ -63,8 +64,11 @@ def truncate(
             some = [p for p in pieces if p.text.cut == priority and p.tokens]
             if some:
                 for piece, tokens in _longest_first(some, over):
-                    _cut(runs, piece, tokens)
-                    cut[piece.text.source] = cut.get(piece.text.source, 0) + tokens
+                    lost = _cut(runs, piece, tokens)
+                    cut[piece.text.source] = cut.get(piece.text.source, 0) + lost
+                for run in runs:
+                    if run.fresh:
+                        run.texts = strip(run.texts, left=True)
                 break
         else:
             break
@@ -73,6 +77,20 @@ def truncate(
         f"{origin}: what must be kept needs {size} tokens, and the model has room for {budget}. "
         "Shorten the template, show fewer demonstrations, or remove 'keep' from a column."
     )
+
+
+def strip(texts: list[Text], *, left: bool) -> list[Text]:
+    """Drop spaces (at the start: all white space) from one end of a run."""
+    texts = list(texts)
+    while texts:
+        i = 0 if left else -1
+        text = texts[i].text
+        stripped = text.lstrip() if left else text.rstrip(" ")
+        if stripped:
+            texts[i] = replace(texts[i], text=stripped)
+            break
+        texts.pop(i)
+    return texts
 
 
 @dataclass
@@ -121,13 +139,19 @@ def _longest_first(pieces: list[_Piece], over: int) -> list[tuple[_Piece, int]]:
     return out
 
 
-def _cut(runs: list[Run], piece: _Piece, tokens: int) -> None:
-    kept = len(piece.tokens) - tokens
-    string = piece.text.text
-    if not kept:
-        string = ""
-    elif piece.text.side == "right":
-        string = string[: piece.tokens[kept - 1][1]]
+def _cut(runs: list[Run], piece: _Piece, tokens: int) -> int:
+    """Cut at least `tokens` tokens from a piece; how many it lost.
+
+    Several tokens can be bytes of one character, which is cut whole.
+    """
+    spans, text = piece.tokens, piece.text
+    if text.side == "right":
+        kept = len(spans) - tokens
+        end = min(spans[kept - 1][1], spans[kept][0]) if kept else 0
+        string, lost = text.text[:end], sum(b > end for _, b in spans)
     else:
-        string = string[piece.tokens[tokens][0] :]
-    runs[piece.run].texts[piece.index] = replace(piece.text, text=string)
+        start = max(spans[tokens - 1][1], spans[tokens][0]) if tokens < len(spans) else None
+        string = "" if start is None else text.text[start:]
+        lost = len(spans) if start is None else sum(a < start for a, _ in spans)
+    runs[piece.run].texts[piece.index] = replace(text, text=string)
+    return lost

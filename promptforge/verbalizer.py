@@ -74,15 +74,16 @@ class Verbalizer(Component):
         """Tokenize the words for a model.
 
         Raises:
-            UserError: a label without words, a word the tokenizer does not know, one word under
-                two labels.
+            UserError: a label without words, a word the tokenizer does not know, two labels
+                with the same words.
         """
         self._labels, self._words = (
             tuple(labels),
             {label: list(words.get(label, ())) for label in labels},
         )
         self._sequences = {}
-        owner: dict[tuple[int, ...], tuple[str, str]] = {}
+        owner: dict[tuple[int, ...], str] = {}
+        shared: list[str] = []
         long: list[str] = []
         for label in labels:
             if not self._words[label]:
@@ -97,21 +98,25 @@ class Verbalizer(Component):
                         f"The label word {word!r} of {label!r} is unknown to the tokenizer of {backbone.name}. "
                         "Choose another word."
                     )
-                if ids in owner and owner[ids][0] != label:
-                    other, same = owner[ids]
-                    raise UserError(
-                        f"The labels {other!r} and {label!r} share the word {word!r}"
-                        + (f" (the tokenizer reads it as {same!r})" if same != word else "")
-                        + ". A word belongs to one label."
-                    )
-                owner[ids] = (label, word)
+                other = owner.setdefault(ids, label)
+                if other != label:
+                    shared.append(f"{word!r} ({other}, {label})")
                 if len(ids) > 1:
                     long.append(f"{word!r} ({len(ids)} tokens)")
                 self._sequences[label].append(ids)
+        report = report or Reporter()
+        sets: dict[frozenset[tuple[int, ...]], str] = {}
+        for label in labels:
+            other = sets.setdefault(frozenset(self._sequences[label]), label)
+            if other != label:
+                raise UserError(
+                    f"The labels {other!r} and {label!r} have the same words for this tokenizer "
+                    f"({listed(self._words[label])}): the model cannot tell them apart. Change one's words."
+                )
+        if shared:
+            report.warn(f"Words that stand for two labels tell them apart less: {listed(shared)}.")
         if long:
-            (report or Reporter()).note(
-                f"Words of several tokens, scored whole: {', '.join(long[:8])}"
-            )
+            report.note(f"Words of several tokens, scored whole: {', '.join(long[:8])}")
 
     @property
     def longest(self) -> int:

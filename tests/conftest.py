@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,3 +63,68 @@ def own_models_cache(
         shutil.copytree(locate(name), tmp_path / "models" / name, copy_function=link)
     monkeypatch.setenv("PROMPTFORGE_CACHE", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Architecture -> the folder of a tiny model of it, as a user has one."""
+    made: dict[str, Path] = {}
+
+    def folder(architecture: str) -> Path:
+        import tiny
+
+        if architecture not in made:
+            # The folder's name is the model's in messages, so it is a plain one.
+            root = tmp_path_factory.mktemp("tiny")
+            made[architecture] = tiny.save(architecture, root / architecture)
+        return made[architecture]
+
+    return folder
+
+
+@dataclass
+class Ran:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Its standard output, which is JSON."""
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., Ran]:
+    """Runs `promptforge ARGS...` in this process, in a folder of the test's own."""
+    from promptforge.cli import run
+
+    monkeypatch.chdir(tmp_path)
+
+    def execute(*args: object) -> Ran:
+        capsys.readouterr()
+        code = run([str(a) for a in args])
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return execute
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    """The task folder `reviews`: the example's, with fewer rows."""
+    source = Path(__file__).parent.parent / "examples" / "movie-reviews"
+    folder = tmp_path / "reviews"
+    shutil.copytree(source, folder)
+    for split, most in (("test", 40), ("unlabeled", 100)):
+        path = folder / f"{split}.csv"
+        with path.open(encoding="utf-8", newline="") as handle:
+            rows = list(csv.reader(handle))[: most + 1]
+        with path.open("w", encoding="utf-8", newline="") as handle:
+            csv.writer(handle).writerows(rows)
+    return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from promptforge.template import FIRST, KEEP, Mask, Prompt, Sep, Soft, TemplateError, Text
+from promptforge.template import FIRST, KEEP, Mask, Sep, Soft, TemplateError, Text
 
 
 class Column(str):
@@ -12,7 +12,7 @@ class Column(str):
 
     source: str
 
-    def __new__(cls, value: str, source: str) -> Column:
+    def __new__(cls, value: str, source: str = "expression") -> Column:
         made = super().__new__(cls, value)
         made.source = source
         return made
@@ -27,7 +27,7 @@ def source_of(value: Any) -> str:
 
 
 def _text(value: Any, what: str) -> str:
-    if isinstance(value, (Mask, Soft, Sep, Text, Prompt)):
+    if isinstance(value, (Mask, Soft, Sep)):
         raise TemplateError(f"{what} takes text, not {type(value).__name__.lower()}.")
     return str(value)
 

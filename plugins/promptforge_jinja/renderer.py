@@ -7,6 +7,7 @@ marker. Loops, calls and output are counted, so a template cannot run for ever.
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.nativetypes import NativeCodeGenerator
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from promptforge.errors import UserError
 from promptforge.plugins import manager
@@ -26,6 +28,8 @@ from promptforge.template import (
     COLUMN,
     LAST,
     RESERVED,
+    Block,
+    Demo,
     Mask,
     Part,
     Prompt,
@@ -39,17 +43,52 @@ from promptforge_jinja.language import Column
 
 MAX_STEPS = 200_000
 MAX_CHARACTERS = 64_000_000
-_steps: ContextVar[int] = ContextVar("steps")
+MAX_REPEAT = 1_000_000
+#: Filters that make their text as long as a number says.
+_PADDING = ("center", "indent", "batch", "slice", "wordwrap")
+_PARTS = (Text, Mask, Soft, Sep, Prompt, Demo)
+#: Steps done for the row at hand; a demonstration counts for the row that shows it.
+_steps: ContextVar[int | None] = ContextVar("steps", default=None)
 
 
 def _count(n: int = 1) -> None:
-    done = _steps.get(0) + n
+    done = (_steps.get() or 0) + n
     _steps.set(done)
     if done > MAX_STEPS:
         raise TemplateError(
             f"it took more than {MAX_STEPS:,} steps for one row: a loop or macro does not end. "
             "Loop over a short list, and let no macro call itself without end."
         )
+
+
+def _limited(values: Iterable[Any]) -> None:
+    """Refuse a width, a count or an exponent that only makes memory run out."""
+    for value in values:
+        if type(value) is int and abs(value) > MAX_REPEAT:
+            raise TemplateError(f"a number above {MAX_REPEAT:,} is too large here.")
+
+
+def _formats(pattern: str, values: Iterable[Any]) -> None:
+    """Refuse a format with a width of seven digits, written out or given as a value."""
+    if re.search(r"[%:.{][^a-zA-Z]*\d{7}", pattern):
+        raise TemplateError("a width in a format is too large.")
+    if re.search(r"%[^a-zA-Z%]*\*|\{[^{}]*\{", pattern):
+        _limited(values)
+
+
+def _sized(value: Any) -> Any:
+    """`value`, unless it has grown beyond what a prompt can use."""
+    if isinstance(value, (str, list, tuple)) and len(value) > MAX_CHARACTERS:
+        raise TemplateError(f"it made a text of more than {MAX_CHARACTERS:,} characters.")
+    if type(value) is int and value.bit_length() > 4096:
+        raise TemplateError("a number grew beyond 4,096 bits.")
+    return value
+
+
+def _joined(*values: Any) -> Any:
+    """`a ~ b`, limited."""
+    _count()
+    return _sized("".join(map(str, values)))
 
 
 def _counted(values: Any) -> Any:
@@ -90,10 +129,14 @@ def _finalize(_: Context, value: Any) -> Any:
         raise TemplateError(
             f"{getattr(value, '__name__', value)!r} is a function: call it with ()."
         )
+    if isinstance(value, (list, tuple, set)) and any(isinstance(v, _PARTS) for v in value):
+        raise TemplateError(
+            "a list that holds parts is not text: loop over it and write each part."
+        )
     return Text(str(value), "expression", LAST)
 
 
-def _concat(values: Iterable[Any]) -> Prompt:
+def _concat(values: Iterable[Any]) -> Block:
     parts: list[Part] = []
     size = 0
     for value in values:
@@ -109,14 +152,18 @@ def _concat(values: Iterable[Any]) -> Prompt:
             if not part.text:
                 continue
         parts.append(part)
-    return Prompt(tuple(parts))
+    return Block(tuple(parts))
 
 
-def _keeps_source(filter_: Callable[..., Any]) -> Callable[..., Any]:
+def _keeps_source(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
     """The filter, its text still known to come from the column it was given."""
 
     @wraps(filter_)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if name in _PADDING:
+            _limited((*args[1:], *kwargs.values()))
+        elif name == "format":
+            _formats(str(args[0]), (*args[1:], *kwargs.values()))
         result = filter_(*args, **kwargs)
         if type(result) is str:
             for value in args[:2]:  # the first may be the environment or context
@@ -130,7 +177,7 @@ def _keeps_source(filter_: Callable[..., Any]) -> Callable[..., Any]:
 class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = NativeCodeGenerator
     concat = staticmethod(_concat)  # type: ignore[assignment]
-    intercepted_binops = frozenset(["*", "**", "%"])
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
         for loop in source.find_all(nodes.For):
@@ -142,12 +189,16 @@ class _Environment(ImmutableSandboxedEnvironment):
                 None,
                 lineno=loop.lineno,
             )
+        source = _JoinsCounted().visit(source)
         return super()._generate(source, *args, **kwargs)
 
     counted = staticmethod(_counted)
+    joined = staticmethod(_joined)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         _count()
+        if isinstance(getattr(__obj, "__self__", None), str):
+            _limited((*args, *kwargs.values()))
         result = super().call(__context, __obj, *args, **kwargs)
         owner = getattr(__obj, "__self__", None)
         if type(result) is str and isinstance(owner, Column):
@@ -155,28 +206,48 @@ class _Environment(ImmutableSandboxedEnvironment):
         return result
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        result = super().getitem(obj, argument)
-        if type(result) is str and isinstance(obj, _Row):
-            return Column(result, str(argument))
-        return result
+        return self._column(obj, argument, super().getitem(obj, argument))
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        return self._column(obj, attribute, super().getattr(obj, attribute))
+
+    @staticmethod
+    def _column(obj: Any, name: Any, value: Any) -> Any:
+        return Column(value, str(name)) if type(value) is str and isinstance(obj, _Row) else value
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "*":
-            sized, times = (right, left) if isinstance(left, int) else (left, right)
-            if (
-                isinstance(sized, (str, list, tuple))
-                and isinstance(times, int)
-                and len(sized) * times > 1_000_000
-            ):
-                raise TemplateError("a text or list is repeated to more than 1,000,000.")
-        if (
-            operator == "**"
-            and isinstance(left, int)
-            and isinstance(right, int)
-            and abs(right) > 64
-        ):
+        _count()
+        if operator == "*" and not isinstance(left, (int, float)):
+            left, right = right, left  # the text or list stands on the right
+        if operator == "*" and isinstance(left, int) and isinstance(right, (str, list, tuple)):
+            size = len(right) * left
+            if size > MAX_REPEAT:
+                raise TemplateError(f"a text or list is repeated to more than {MAX_REPEAT:,}.")
+        if operator == "**" and isinstance(right, int) and abs(right) > 64:
             raise TemplateError("a power above 64 is not computed.")
-        return super().call_binop(context, operator, left, right)
+        if operator == "%" and isinstance(left, str):
+            _formats(left, right if isinstance(right, tuple) else (right,))
+        return _sized(super().call_binop(context, operator, left, right))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+
+        def limited(*args: Any, **kwargs: Any) -> str:
+            _formats(value.__self__, (*args, *kwargs.values()))
+            return wrapped(*args, **kwargs)
+
+        return limited
+
+
+class _JoinsCounted(NodeTransformer):
+    """`a ~ b` goes through `_joined`."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Call:
+        self.generic_visit(node)
+        joined = nodes.EnvironmentAttribute("joined", lineno=node.lineno)
+        return nodes.Call(joined, node.nodes, [], None, None, lineno=node.lineno)
 
 
 class _Row(dict[str, Any]):
@@ -193,7 +264,8 @@ class JinjaTemplate:
             code = environment.compile(source, filename=origin)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(
-                f"{origin}, line {error.lineno}: {error.message}.{_syntax_hint(error)}"
+                f"{origin}, line {error.lineno}: {(error.message or '').rstrip('.')}."
+                f"{_syntax_hint(error)}"
             ) from None
         self._template = jinja2.Template.from_code(environment, code, environment.globals)
         free = meta.find_undeclared_variables(tree)
@@ -204,7 +276,8 @@ class JinjaTemplate:
 
     def render(self, scope: Mapping[str, Any]) -> list[Part]:
         """The parts; every mistake becomes a `TemplateError` with file and line."""
-        token = _steps.set(0)
+        outer = _steps.get()
+        token = _steps.set(outer or 0)
         row = scope["row"]
         values = {
             k: Column(v, k) if type(v) is str and k in row and k not in RESERVED else v
@@ -222,7 +295,9 @@ class JinjaTemplate:
             hint = f" The row has: {', '.join(map(str, row))}."
             raise TemplateError(self._at(error, f"{error.message}.{hint}")) from None
         except SecurityError as error:
-            raise TemplateError(self._at(error, f"not allowed in a template: {error}.")) from None
+            raise TemplateError(
+                self._at(error, f"not allowed in a template: {str(error).rstrip('.')}.")
+            ) from None
         except RecursionError as error:
             raise TemplateError(self._at(error, "a macro calls itself without end.")) from None
         except UserError:
@@ -230,7 +305,10 @@ class JinjaTemplate:
         except Exception as error:
             raise TemplateError(self._at(error, f"{type(error).__name__}: {error}")) from None
         finally:
+            done = _steps.get()
             _steps.reset(token)
+            if outer is not None:
+                _steps.set(done)
 
     def _at(self, error: BaseException, message: str) -> str:
         if message.startswith(f"{self.origin}, line"):
@@ -245,7 +323,7 @@ def _syntax_hint(error: jinja2.TemplateSyntaxError) -> str:
     message = error.message or ""
     if "No filter named" in message:
         return " Filters come with Jinja or from plugins: see 'promptforge plugins'."
-    if "unexpected '}'" in message or "unexpected end" in message:
+    if "unexpected '}'" in message or "unexpected end" in message.lower():
         return " Is a '{{ ... }}' or '{% ... %}' not closed?"
     return ""
 
@@ -265,6 +343,8 @@ class JinjaRenderer(TemplateRenderer):
         for name in ("lipsum", "cycler", "joiner"):
             environment.globals.pop(name, None)
         environment.filters.update(manager().named_values("promptforge_template_filters"))
-        environment.filters = {name: _keeps_source(f) for name, f in environment.filters.items()}
+        environment.filters = {
+            name: _keeps_source(name, f) for name, f in environment.filters.items()
+        }
         environment.globals.update(manager().named_values("promptforge_template_globals"))
         return JinjaTemplate(environment, source, origin)

@@ -8,11 +8,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from promptforge import VerbalizerSearch
+from promptforge import UserError, VerbalizerSearch
 from promptforge.search import Evidence, FoundWords
+from promptforge_verbalizers.petal import label_sums
 
-#: Assignments scored at once; also the most that are enumerated exhaustively.
-_CHUNK = 8192
+#: Numbers worked on at once: small enough for the cache and for torch not to start threads,
+#: whose waiting costs more than they save.
+_CHUNK = 2**15
+#: The most combinations that are scored one and all.
 _EXHAUSTIVE = 2_000_000
 
 
@@ -43,11 +46,15 @@ class LmBffSearch(VerbalizerSearch):
         used = sorted({w for pool in pools for w in pool})
         column = {w: i for i, w in enumerate(used)}
         # Over several patterns a word's log-probability is the sum over them.
-        log_probs = torch.stack(list(evidence.columns(used))).double().sum(0)
+        log_probs = torch.stack(list(evidence.columns(torch.tensor(used)))).double().sum(0)
         ranking = _Ranking(
             log_probs, evidence.targets, [[column[w] for w in pool] for pool in pools]
         )
         best, accuracy, _ = ranking.best(self.assignments, self.beam)
+        if not len(best):
+            raise UserError(
+                f"There are too few candidate words for {len(evidence.labels)} labels with a word each."
+            )
         named = [[evidence.words[used[c]] for c in row] for row in best.tolist()]
         labels = evidence.labels
         # An assignment's score: its training accuracy.
@@ -63,10 +70,7 @@ class LmBffSearch(VerbalizerSearch):
 
     def _pools(self, evidence: Evidence) -> list[list[int]]:
         """Per label, indices of its `top` words."""
-        sums = torch.zeros(len(evidence.labels), len(evidence.words), dtype=torch.float64)
-        for targets, block in evidence.blocks():
-            member = torch.nn.functional.one_hot(targets, len(evidence.labels)).T.to(block)
-            sums += (member @ block).cpu()
+        sums = label_sums(evidence)
         keep = min(self.candidates or self.top, self.top)
         order = torch.sort(sums, dim=1, descending=True, stable=True).indices[:, :keep]
         return [sorted(row) for row in order.tolist()]
@@ -79,7 +83,11 @@ class _Ranking:
     """
 
     def __init__(self, log_probs: Tensor, targets: Tensor, pools: list[list[int]]) -> None:
-        self.log_probs, self.targets, self.pools = log_probs, targets, pools
+        # Rows sorted by label are slices, and a word's scores lie side by side.
+        order = torch.sort(targets, stable=True).indices
+        self.scores = log_probs[order].T.contiguous()
+        self.ends = torch.bincount(targets, minlength=len(pools)).cumsum(0).tolist()
+        self.pools = pools
 
     def best(self, n: int, beam: int) -> tuple[Tensor, Tensor, Tensor]:
         """The `n` best assignments [n, labels], their accuracies and margins."""
@@ -105,25 +113,28 @@ class _Ranking:
         return torch.cat([left, right], 1)[fresh]
 
     def _scores(self, found: Tensor) -> tuple[Tensor, Tensor]:
-        """Accuracy and mean margin of assignments of the first labels, over those labels' rows."""
+        """Accuracy and mean margin of assignments of the first labels, over those labels' rows.
+
+        Margins are rounded to 1e-9, so that equal ones tie in whatever order they are summed.
+        """
         labels = found.shape[1]
-        rows = self.targets < labels
-        log_probs, targets = self.log_probs[rows], self.targets[rows]
+        rows = self.ends[labels - 1]
+        words = self.scores[:, :rows].contiguous()
         hits, margins = [], []
-        for part in torch.split(found, max(1, _CHUNK * 64 // max(1, len(targets)))):
-            if labels == 1:
-                hits.append(torch.ones(len(part), dtype=torch.float64))
-                margins.append(log_probs[:, part[:, 0]].mean(0))
-                continue
-            scores = log_probs[:, part]  # [rows, assignments, labels]
-            own = scores.gather(2, targets[:, None, None].expand(-1, len(part), 1))[..., 0]
-            other = scores.scatter(
-                2, targets[:, None, None].expand(-1, len(part), 1), -torch.inf
-            ).amax(2)
-            # The first of equal scores is predicted, as argmax does; a tie is counted as a miss.
-            hits.append((own > other).double().mean(0))
-            margins.append((own - other).mean(0))
-        return torch.cat(hits), torch.cat(margins)
+        for part in torch.split(found, max(1, _CHUNK // max(1, rows))):
+            own = torch.empty(len(part), rows, dtype=self.scores.dtype)
+            other = torch.full_like(own, 0.0 if labels == 1 else -torch.inf)
+            start = 0
+            for label, end in enumerate(self.ends[:labels]):
+                scores = words.index_select(0, part[:, label])
+                own[:, start:end] = scores[:, start:end]
+                for rest in (slice(0, start), slice(end, rows)):
+                    torch.maximum(other[:, rest], scores[:, rest], out=other[:, rest])
+                start = end
+            # A row whose best word is not alone is counted as a miss.
+            hits.append((own > other).double().mean(1) if labels > 1 else own.new_ones(len(part)))
+            margins.append((own - other).mean(1))
+        return torch.cat(hits), torch.cat(margins).mul(1e9).round()
 
     def _top(self, found: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
         accuracy, margin = self._scores(found)

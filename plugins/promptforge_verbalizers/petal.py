@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -24,8 +25,8 @@ class PetalSearch(VerbalizerSearch):
     Before that, each label keeps the `candidates` words with the highest sum of log p over its
     own rows. Over several patterns all sums run over the patterns too (section 3).
 
-    Everything needed is sums of log p and log(1-p) per label: two matrices [labels, words],
-    filled block by block, so the probabilities are never held.
+    Everything needed is sums per label, a matrix [labels, words] each, filled block by block:
+    log p of all words first, then log(1-p) of the words that some label keeps.
     """
 
     name: ClassVar[str] = "petal"
@@ -35,18 +36,22 @@ class PetalSearch(VerbalizerSearch):
 
     def search(self, evidence: Evidence) -> FoundWords:
         """The best words per label with their scores."""
-        log_p, log_q, rows = label_sums(evidence)
-        scores = self._scores(log_p, log_q, rows)
+        log_p = label_sums(evidence)
+        size = self.candidates or len(evidence.words)
+        kept = [torch.sort(_top(sums, size)).values for sums in log_p]
+        union = torch.unique(torch.cat(kept))
+        log_q = label_sums(evidence, union, log1mexp)
+        scores = self._scores(log_p[:, union], log_q, torch.bincount(evidence.targets).double())
         found = {}
-        size = len(evidence.words)
         for i, label in enumerate(evidence.labels):
-            kept = _top(log_p[i], self.candidates or size)
-            best = kept[_top(scores[i, kept], self.words_per_label)]
-            found[label] = [(evidence.words[j], float(scores[i, j])) for j in best.tolist()]
+            columns = torch.searchsorted(union, kept[i])
+            best = columns[_top(scores[i, columns], self.words_per_label)]
+            words = [evidence.words[w] for w in union[best].tolist()]
+            found[label] = list(zip(words, scores[i, best].tolist(), strict=True))
         return FoundWords(found)
 
     def _scores(self, log_p: Tensor, log_q: Tensor, rows: Tensor) -> Tensor:
-        """Scores of all words for all labels, [labels, words], from the sums per label."""
+        """Scores of words for labels, [labels, words], from the sums per label."""
         weight = ((rows.sum() - rows) / rows if self.balanced else torch.ones_like(rows))[:, None]
         if self.score == "ce":
             return weight * log_p + (log_q.sum(0) - log_q)
@@ -54,23 +59,32 @@ class PetalSearch(VerbalizerSearch):
         return weight * odds - (odds.sum(0) - odds)
 
 
-def label_sums(evidence: Evidence) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over each label's rows of log p and log(1-p), [labels, words]; rows, [labels]."""
+def label_sums(
+    evidence: Evidence,
+    words: Tensor | None = None,
+    function: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Sums over each label's rows of (a function of) log-probabilities, [labels, words]."""
     labels = len(evidence.labels)
-    log_p = torch.zeros(labels, len(evidence.words), dtype=torch.float64)
-    log_q = torch.zeros_like(log_p)
-    for targets, block in evidence.blocks():
+    width = len(evidence.words if words is None else words)
+    sums = torch.zeros(labels, width, dtype=torch.float64)
+    for targets, block in evidence.blocks(words):
         # One row per label, ones where a row of the block has it: a matrix product sums.
         member = torch.nn.functional.one_hot(targets, labels).T.to(block)
-        log_p += (member @ block).cpu()
-        log_q += (member @ _log1mexp(block)).cpu()
-    return log_p, log_q, torch.bincount(evidence.targets, minlength=labels).double()
+        sums += (member @ (function(block) if function else block)).cpu()
+    return sums
 
 
-def _log1mexp(log_p: Tensor) -> Tensor:
-    """log(1 - exp(log_p)), stable near both ends; p is kept below 1 by one float step."""
-    log_p = log_p.clamp(max=-torch.finfo(log_p.dtype).eps)
-    return torch.where(log_p > -0.6931, (-torch.expm1(log_p)).log(), torch.log1p(-log_p.exp()))
+def log1mexp(log_p: Tensor) -> Tensor:
+    """log(1 - p) from log p, [rows, words]; p is kept below 1 by one float step."""
+    eps = torch.finfo(log_p.dtype).eps
+    log_q = log_p.exp().clamp_(max=1 - eps).neg_().log1p_()
+    # Above one half, which one word of a row can be, the other formula is the exact one.
+    top, word = log_p.max(1, keepdim=True)
+    if bool((top > -0.6931).any()):
+        exact = torch.log(-torch.expm1(top.clamp(max=-eps)))
+        log_q.scatter_(1, word, torch.where(top > -0.6931, exact, log_q.gather(1, word)))
+    return log_q
 
 
 def _top(scores: Tensor, k: int) -> Tensor:

@@ -259,19 +259,19 @@ class Backbone(ABC):
             and head.out_features == model.get_input_embeddings().num_embeddings
         )
         with self._head_lock:
-            body.forward = lambda *_, **__: BaseModelOutputWithPastAndCrossAttentions(
-                last_hidden_state=rows
-            )
-            if sliced:
-                weight = head.weight[words]
-                part = None if head.bias is None else head.bias[words]
-                head.forward = lambda x: F.linear(x, weight, part)
-                if bias is not None:
-                    model.final_logits_bias = bias[:, words]
             try:
+                body.forward = lambda *_, **__: BaseModelOutputWithPastAndCrossAttentions(
+                    last_hidden_state=rows
+                )
+                if sliced:
+                    weight = head.weight[words]
+                    part = None if head.bias is None else head.bias[words]
+                    head.forward = lambda x: F.linear(x, weight, part)
+                    if bias is not None:
+                        model.final_logits_bias = bias[:, words]
                 logits: Tensor = model(**self._head_inputs(rows)).logits[:, 0]
             finally:
-                del body.forward
+                body.__dict__.pop("forward", None)
                 head.__dict__.pop("forward", None)
                 if bias is not None:
                     model.final_logits_bias = bias

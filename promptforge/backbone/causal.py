@@ -99,24 +99,28 @@ class CausalBackbone(Backbone):
         last: Tensor = self.body(**batch.inputs, **past).last_hidden_state
         return last[batch.rows, batch.columns]
 
+    def _cache(self) -> Any:
+        """An empty cache; None where a layer (windowed, recurrent) keeps less than everything.
+
+        Such a layer counts padding as what was read, so a batch cannot go on from its cache.
+        """
+        cache = DynamicCache(config=self.model.config)
+        return cache if all(type(layer) is DynamicLayer for layer in cache.layers) else None
+
     @contextmanager
     def _shared_prefix(self, encoded: list[Encoded]) -> Iterator[list[Encoded]]:
         shared = _common_prefix([e.ids[: e.reads[0]] for e in encoded])
-        if len(encoded) < 2 or shared < _LEAST_PREFIX:
+        cache = self._cache()
+        if len(encoded) < 2 or shared < _LEAST_PREFIX or cache is None:
             yield encoded
             return
         ids = torch.tensor([encoded[0].ids[:shared]], device=self.device)
-        cache = DynamicCache(config=self.model.config)
         self.body(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             past_key_values=cache,
             use_cache=True,
         )
-        # Windowed and recurrent layers keep less than everything, so they are read again.
-        if any(type(layer) is not DynamicLayer for layer in cache.layers):
-            yield encoded
-            return
         self._prefix, self._prefix_length = cache, shared
         try:
             yield [
@@ -139,11 +143,13 @@ class CausalBackbone(Backbone):
 
         The prompt is read once; each word's later tokens continue from its keys and values.
         """
+        if self._cache() is None:
+            return super().continuations(encoded, slot, words)
         out = torch.zeros(len(encoded), len(words), device=self.device)
         first = torch.tensor([w[0] for w in words], device=self.device)
         long = [i for i, w in enumerate(words) if len(w) > 1]
         for batch in self.batches([replace(e, reads=(e.slots[slot].start - 1,)) for e in encoded]):
-            cache = DynamicCache(config=self.model.config)
+            cache = self._cache()
             last = self.body(
                 **batch.inputs, past_key_values=cache, use_cache=True
             ).last_hidden_state

@@ -43,15 +43,18 @@ def _switch_off(context: click.Context, _: click.Parameter, values: tuple[str, .
 class _Group(click.RichGroup):
     """The built-in commands and those of plugins. A built-in name cannot be taken."""
 
-    _plugin_commands: dict[str, click.Command] | None = None
+    _known: tuple[Any, dict[str, click.Command]] | None = None
 
     def _from_plugins(self) -> dict[str, click.Command]:
-        if self._plugin_commands is None:
-            from promptforge.plugins import manager
+        from promptforge.plugins import manager
 
+        if self._known is None or self._known[0] is not manager():
             found: dict[str, click.Command] = {}
             for plugin, commands in manager().provided("promptforge_commands"):
                 for command in commands:
+                    if not isinstance(command, click.Command):
+                        manager().report(plugin, f"provides {command!r}, which is not a command")
+                        continue
                     name = command.name or ""
                     if name in self.commands or name in found:
                         manager().report(
@@ -59,8 +62,8 @@ class _Group(click.RichGroup):
                         )
                     else:
                         found[name] = command
-            self._plugin_commands = found
-        return self._plugin_commands
+            self._known = (manager(), found)
+        return self._known[1]
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*self.commands, *sorted(self._from_plugins())]
@@ -87,28 +90,37 @@ for _command in BUILT_IN:
     cli.add_command(_command)
 
 
-@cli.result_callback()
-def _report_plugins(*_: Any, **__: Any) -> None:
+def _report_plugins() -> None:
     """Plugins that failed are named on standard error at the end of every command."""
-    from promptforge.plugins import manager
+    from promptforge.plugins import known_problems
 
-    for problem in manager().problems:
+    for problem in known_problems():
         print(f"Warning: plugin {problem.plugin!r} {problem.message}", file=sys.stderr)
 
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, 1 failure, 2 user's mistake, 130 Ctrl-C."""
+    code = _run(args)
+    _report_plugins()
+    return code
+
+
+def _run(args: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in arguments
+    debug = "--debug" in arguments  # It is taken wherever it stands: it comes as an afterthought.
+    arguments = [a for a in arguments if a != "--debug"]
     # One line on standard error each; the libraries' own bars and hints would drown ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         result = cli.main(args=arguments, prog_name="promptforge", standalone_mode=False)
+        sys.stdout.flush()  # A full disk or a closed pipe shows itself here, not after the end.
         return result if isinstance(result, int) else 0
     except Exit as leave:
         return leave.exit_code
+    except SystemExit as leave:  # rich-click's and completion's way to end
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     except (KeyboardInterrupt, click.Abort):
         print("Interrupted.", file=sys.stderr)
         return 130

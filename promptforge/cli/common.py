@@ -14,6 +14,16 @@ from promptforge.progress import TerminalReporter
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class ListingGroup(click.RichGroup):
+    """A group whose `list` command runs when no other is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        named = bool(args) and (not args[0].startswith("-") or args[0] in ctx.help_option_names)
+        if not named and not ctx.resilient_parsing:  # while a shell completes, that is not known
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
 def json_option(function: F) -> F:
     """`--json`: print the result as one JSON document on standard output."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from promptforge.cli.common import console, json_option, percent, print_json, reporter
-from promptforge.cli.setup import build_model, class_options, model_options, open_task, task_options
+from promptforge.cli.setup import (
+    build_model,
+    class_options,
+    class_roles,
+    model_options,
+    open_task,
+    task_options,
+)
 
 if TYPE_CHECKING:
     from promptforge.evaluation import Evaluation
@@ -22,10 +29,8 @@ if TYPE_CHECKING:
 @json_option
 def evaluate(as_json: bool, **params: Any) -> None:
     """Measure accuracy, macro-F1, each label, confusion and calibration on labelled rows."""
-    setup = open_task(params, reporter())
-    examples = setup.examples or setup.task.examples(
-        params["data"] or params["split"], setup.report, complete=False
-    )
+    setup = open_task(params, reporter(), class_roles(params))
+    examples = setup.examples or setup.labelled(setup.table(params["split"]), complete=False)
     examples = examples[: params["limit"]]
     model = build_model(setup, rows=[e.row for e in examples])
     results = model.evaluate(examples)

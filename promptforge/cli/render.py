@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from promptforge.cli.common import console, json_option, print_json, reporter
-from promptforge.cli.setup import F, load, model_options, open_task, task_options
+from promptforge.cli.setup import (
+    F,
+    Setup,
+    fit_demonstrations,
+    load,
+    model_options,
+    task_options,
+)
 from promptforge.errors import UserError
 
 if TYPE_CHECKING:
     from promptforge.encode import Encoded
     from promptforge.progress import Reporter
-    from promptforge.task import Task
     from promptforge.template import Prompt
 
 COLOURS = {"": "white", "expression": "magenta"}
@@ -34,12 +40,11 @@ def ROW_OPTIONS(function: F) -> F:
     return task_options(function)
 
 
-def the_row(params: dict[str, Any], report: Reporter) -> tuple[Task, dict[str, Any], int]:
-    """The task, the row, and its number."""
+def the_row(params: dict[str, Any], report: Reporter) -> tuple[Setup, dict[str, Any], int]:
+    """The task with its options, the row, and its number."""
     from itertools import islice
 
     from promptforge.data import iter_rows
-    from promptforge.task import Task
 
     if params["task"] and "{{" in params["task"]:
         params = {**params, "template": (params["task"], *params["template"]), "task": None}
@@ -49,42 +54,39 @@ def the_row(params: dict[str, Any], report: Reporter) -> tuple[Task, dict[str, A
         if not eq:
             raise UserError(f"--set {pair!r}: write COLUMN=VALUE.")
         given[column] = value
-    if params["task"] is None and not params["data"]:
-        from promptforge.cli.setup import read_template
-
-        if not params["template"]:
-            raise UserError("Give a TASK, or a template such as 'The film was {{ mask }}.'")
-        templates = [read_template(t, i) for i, t in enumerate(params["template"])]
-        task = Task.inline(templates, labels={"": []}, inputs=None)
-        task.check({**given} or None)
-        missing = [c for c in task.inputs if c not in given]
-        if missing:
-            raise UserError(
-                f"The template uses {missing[0]!r}: give --set {missing[0]}=VALUE, or --data FILE."
-            )
-        return task, given, 1
-    setup = open_task(
-        {**params, "verbalizer": None},
-        report,
-        labelled=bool(params["label_column"] or params["task"] is None),
-    )
+    setup = _setup(params, report, given)
     task, number = setup.task, params["row"]
     source = params["data"] or next(
         (task.data[s] for s in ("test", "dev", "train") if s in task.data), None
     )
-    if source is None:
-        missing = [c for c in task.inputs if c not in given]
-        if missing:
-            raise UserError(
-                f"The task {task.name!r} has no data: give --set {missing[0]}=VALUE, or --data FILE."
-            )
-        return task, given, 1
-    rows = list(
-        islice(iter_rows(source, [c for c in task.inputs if c not in given]), number - 1, number)
-    )
+    wanted = [c for c in task.inputs if c not in given]
+    if not source and wanted:
+        raise UserError(
+            f"There is no data for {wanted[0]!r}: give --set {wanted[0]}=VALUE, or --data FILE."
+        )
+    if not source or (given and not wanted and not params["data"]):
+        return setup, given, 1
+    rows = list(islice(iter_rows(source, wanted, number - 1, setup.reader), 1))
     if not rows:
         raise UserError(f"{source} has fewer than {number} rows.")
-    return task, {**rows[0], **given}, number
+    return setup, {**rows[0], **given}, number
+
+
+def _setup(params: dict[str, Any], report: Reporter, given: dict[str, Any]) -> Setup:
+    """A TASK, or a task without labels made of --template alone."""
+    from promptforge.cli.setup import open_task, options_of, read_template
+    from promptforge.task import Task
+
+    roles = {"demonstrations": params.get("demonstrations")}
+    if params["task"] or params["label_column"]:
+        return open_task({**params, "verbalizer": None}, report, roles)
+    if not params["template"]:
+        raise UserError("Give a TASK, or a template such as 'The film was {{ mask }}.'")
+    templates = [read_template(t, i) for i, t in enumerate(params["template"])]
+    task = Task.inline(templates, labels={"": []}, inputs=params["text_column"] or None)
+    task = task.choose(params["pattern"])
+    task.check({**dict.fromkeys(task.inputs, "text"), **given})
+    return Setup(task, report, params, *options_of(params, roles, params["data"]))
 
 
 @click.command()
@@ -97,28 +99,21 @@ def the_row(params: dict[str, Any], report: Reporter) -> tuple[Task, dict[str, A
 @click.option(
     "--demonstrations", help="Show labelled rows in the prompt: fixed, random or a plugin's."
 )
-@click.option(
-    "-o", "options", multiple=True, metavar="[ROLE.]KEY=VALUE", help="Option of a component."
-)
 @model_options
 @json_option
 def render(as_json: bool, tokens: bool, **params: Any) -> None:
     """Show what a template makes of a row: parts in colour, tokens, masks, what was cut."""
-    from promptforge.cli.setup import Setup, chosen_components, fit_demonstrations
-    from promptforge.model import PromptModel
-
     report = reporter()
-    task, row, number = the_row(params, report)
-    selector = None
-    if params["demonstrations"]:
-        options = chosen_components(params, {"demonstrations": params["demonstrations"]})
-        selector = fit_demonstrations(Setup(task, report, params), options["demonstrations"])
+    setup, row, number = the_row(params, report)
+    task, selector = setup.task, fit_demonstrations(setup)
     backbone = load(params, report) if tokens else None
     results = []
     for name, pattern in task.patterns.items():
         words = task.words_for(name)
         demos = selector.select(row) if selector else []
         if backbone is not None:
+            from promptforge.model import PromptModel
+
             model = PromptModel(backbone, task, demonstrations=selector, report=report)
             prompt = model.prompt(name, row)
             encoded = model.encode(name, [prompt])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -11,6 +12,7 @@ from promptforge.cli.setup import load, model_options, open_task, task_options
 from promptforge.errors import UserError
 
 if TYPE_CHECKING:
+    from promptforge.cli.setup import Setup
     from promptforge.data import Example
     from promptforge.evaluation import Evaluation
     from promptforge.verbalizer import LabelWords
@@ -37,9 +39,6 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", default=13, show_default=True, help="Seed of the draw.")
 @click.option(
-    "-o", "options", multiple=True, metavar="[ROLE.]KEY=VALUE", help="Option of the search."
-)
-@click.option(
     "--output", default="verbalizer.json", show_default=True, help="Where the words are written."
 )
 @model_options
@@ -50,20 +49,22 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
     Reads labelled rows of TASK (or of --data with --template), finds per label the words that
     the model says where a row has that label, and measures them beside the task's own words.
     """
-    from promptforge.model import PromptModel
+    from promptforge.output import check_target
     from promptforge.plugins import build
+
+    check_target(Path(params["output"]))
+    report = reporter()
+    setup = open_task(params, report, {"search": params["search"]})
+    train, splits = _data(setup, params)
+    unlabeled = setup.unlabeled() if params["max_words"] else None
+    if params["max_words"] and not unlabeled:
+        raise UserError("--max-words counts words in unlabelled text: give --unlabeled FILE.")
+    flags = {k: params[k] for k in ("words_per_label", "candidates") if params[k] is not None}
+    finder = build("search", params["search"], **{**setup.options["search"], **flags})
+
+    from promptforge.model import PromptModel
     from promptforge.search import search_verbalizer as search
 
-    report = reporter()
-    setup = open_task(params, report)
-    finder = build("search", params["search"], **_search_options(params))
-    train, splits = _data(setup, params)
-    unlabeled = None
-    if params["max_words"]:
-        source = params["unlabeled"] or ("unlabeled" if "unlabeled" in setup.task.data else None)
-        if not source:
-            raise UserError("--max-words counts words in unlabelled text: give --unlabeled FILE.")
-        unlabeled = setup.task.rows(source)
     model = PromptModel(load(params, report), setup.task, report=report)
     words = search(
         model,
@@ -98,22 +99,12 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
         _show(words, results, params["output"])
 
 
-def _search_options(params: dict[str, Any]) -> dict[str, Any]:
-    from promptforge.cli.setup import chosen_components
-
-    options = chosen_components(params, {"search": params["search"]})["search"]
-    flags = {
-        key: params[key] for key in ("words_per_label", "candidates") if params[key] is not None
-    }
-    return {**options, **flags}
-
-
-def _data(setup: Any, params: dict[str, Any]) -> tuple[list[Example], dict[str, list[Example]]]:
+def _data(setup: Setup, params: dict[str, Any]) -> tuple[list[Example], dict[str, list[Example]]]:
     """Training examples, and the splits to measure on."""
     from promptforge.data import sample_shots
 
-    task, report = setup.task, setup.report
-    train = setup.examples or task.examples(params["data"] or "train", report)
+    task = setup.task
+    train = setup.examples or setup.labelled(setup.table("train"))
     splits: dict[str, list[Example]] = {}
     if params["shots"]:
         enough = not (params["dev"] or "dev" in task.data)
@@ -123,9 +114,9 @@ def _data(setup: Any, params: dict[str, Any]) -> tuple[list[Example], dict[str, 
         if held:
             splits["dev"] = held
     for split in ("dev", "test"):
-        source = params[split] or (split if split in task.data else None)
+        source = params[split] or task.data.get(split)
         if source:
-            splits[split] = task.examples(source, report, complete=False)
+            splits[split] = setup.labelled(source, complete=False)
     return train, splits
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,8 +12,7 @@ import rich_click as click
 from promptforge.errors import UserError
 
 if TYPE_CHECKING:
-    from promptforge.components import Component
-    from promptforge.data import Example, Row
+    from promptforge.data import Example, ReaderChoice, Row
     from promptforge.model import PromptModel
     from promptforge.progress import Reporter
     from promptforge.selection import DemonstrationSelector
@@ -52,6 +51,17 @@ def task_options(function: F) -> F:
                 "--pattern",
                 multiple=True,
                 help="Use only this pattern of the task (several: repeat).",
+            ),
+            click.option(
+                "--reader",
+                help="How tables are read: csv, tsv, jsonl, ... or a plugin's. [default: by the name's ending]",
+            ),
+            click.option(
+                "-o",
+                "options",
+                multiple=True,
+                metavar="[ROLE.]KEY=VALUE",
+                help="Option of a component, such as reader.delimiter=';' (several: repeat).",
             ),
         ],
         function,
@@ -93,13 +103,6 @@ def class_options(function: F) -> F:
                 "--demonstrations",
                 help="Show labelled rows in the prompt: fixed, random or a plugin's.",
             ),
-            click.option(
-                "-o",
-                "options",
-                multiple=True,
-                metavar="[ROLE.]KEY=VALUE",
-                help="Option of a component.",
-            ),
         ],
         function,
     )
@@ -107,19 +110,52 @@ def class_options(function: F) -> F:
 
 @dataclass
 class Setup:
-    """A task with what was read for it, before any model is loaded."""
+    """A task with what was read for it, before any model is loaded.
+
+    Attributes:
+        options: role -> what `-o` says for it.
+        reader: how every table is read.
+        words: the label words of `--verbalizer FILE`.
+        examples: the labelled rows of `--data`, where the task was made from them.
+    """
 
     task: Task
     report: Reporter
     params: dict[str, Any]
-    table: str | None = None
+    options: dict[str, dict[str, Any]]
+    reader: ReaderChoice
+    words: LabelWords | None = None
     examples: list[Example] = field(default_factory=list)
 
+    def table(self, split: str) -> str:
+        """--data, else the task's own table of `split`."""
+        return self.params.get("data") or self.task.path(split)
 
-def open_task(params: dict[str, Any], report: Reporter, *, labelled: bool = True) -> Setup:
-    """The task that the options describe, its templates checked.
+    def labelled(self, source: str, *, complete: bool = True) -> list[Example]:
+        """The labelled rows of a table."""
+        return self.task.examples(source, self.report, complete=complete, reader=self.reader)
 
-    Without TASK the labels come from the table (`labelled`), so its examples are read here.
+    def unlabeled(self) -> list[Row] | None:
+        """The rows of --unlabeled, else the task's own unlabelled ones, else None."""
+        source = self.params.get("unlabeled") or self.task.data.get("unlabeled")
+        return self.task.rows(source, reader=self.reader) if source else None
+
+
+def open_task(
+    params: dict[str, Any],
+    report: Reporter,
+    roles: Mapping[str, str | None] | None = None,
+    *,
+    labelled: bool = True,
+) -> Setup:
+    """The task that the options describe, its templates and the `-o` options checked.
+
+    Args:
+        params: the command's options.
+        report: where warnings go.
+        roles: role -> the component chosen for it, or None; `-o` options are for these.
+        labelled: without TASK and label words the labels are learned from --data, so its
+            examples are read here.
 
     Raises:
         UserError: options that do not fit, a mistake in the data or a template.
@@ -131,7 +167,9 @@ def open_task(params: dict[str, Any], report: Reporter, *, labelled: bool = True
 
     manager().pm.hook.promptforge_configure(settings=params)
     templates = [read_template(t, i) for i, t in enumerate(params.get("template") or ())]
+    words = _label_words(params)
     table = params.get("data")
+    found: list[Example] = []
     if params.get("task"):
         if params.get("text_column"):
             raise UserError(
@@ -143,7 +181,9 @@ def open_task(params: dict[str, Any], report: Reporter, *, labelled: bool = True
             task = replace(task, patterns=inline.patterns)
         if params.get("label_column"):
             task = replace(task, label_column=params["label_column"])
-        setup = Setup(task.choose(params.get("pattern") or ()), report, params, table)
+        task.check()
+        source = table or next(iter(task.data.values()), None)
+        options, reader = options_of(params, roles or {}, source)
     else:
         if not table or not templates:
             raise UserError(
@@ -154,21 +194,62 @@ def open_task(params: dict[str, Any], report: Reporter, *, labelled: bool = True
             dict.fromkeys(c for t in templates for c in t.compiled.variables)
         )
         label_column = params.get("label_column") or "label"
-        words = _label_words(params)
-        if labelled:
-            task, found = task_from_data(table, columns, label_column, templates, report)
-        elif words:
+        options, reader = options_of(params, roles or {}, table)
+        if words:
             task = Task.inline(
                 templates, labels=words.labels, label_column=label_column, inputs=columns
             )
-            found = []
+        elif labelled:
+            task, found = task_from_data(
+                table, columns, label_column, templates, report, reader=reader
+            )
         else:
             raise UserError(
                 "Without a TASK the labels are not known: give --verbalizer FILE of a search."
             )
-        setup = Setup(task.choose(params.get("pattern") or ()), report, params, table, found)
-    setup.task.check()
-    return setup
+    task = task.choose(params.get("pattern") or ())
+    task.check()
+    if words:
+        words.check_labels(list(task.labels), str(params["verbalizer"]))
+        for pattern in task.patterns:
+            words.words_for(pattern)
+    return Setup(task, report, params, options, reader, words, found)
+
+
+def class_roles(params: dict[str, Any]) -> dict[str, str | None]:
+    """The components that `class_options` choose, for `open_task`."""
+    return {
+        "verbalizer": verbalizer_name(params, _label_words(params)),
+        "calibration": params.get("calibration"),
+        "demonstrations": params.get("demonstrations"),
+    }
+
+
+def options_of(
+    params: dict[str, Any], roles: Mapping[str, str | None], source: str | None
+) -> tuple[dict[str, dict[str, Any]], ReaderChoice]:
+    """What `-o` says for each role, and how tables are read."""
+    from promptforge.components import parse_options
+    from promptforge.data import ReaderChoice, choose_reader
+    from promptforge.plugins import component
+
+    named: str | None = params.get("reader")
+    if named:
+        component("reader", named)
+    pairs = list(params.get("options") or ())
+    found: dict[str, dict[str, Any]] = {role: {} for role in roles}
+    if pairs:
+        chosen = {role: name for role, name in roles.items() if name}
+        chosen |= {"reader": named or (choose_reader(source).name if source else "csv")}
+        # A role's class may need torch to be imported: load those that are meant.
+        prefixes = {pair.partition("=")[0].strip().rpartition(".")[0] for pair in pairs}
+        meant = prefixes if prefixes <= chosen.keys() else chosen.keys()
+        classes = {role: component(role, name) for role, name in chosen.items() if role in meant}
+        found |= parse_options(pairs, classes)
+    choice = ReaderChoice(named, found.pop("reader", {}))
+    if choice.options and source:
+        choose_reader(source, choice)
+    return found, choice
 
 
 def read_template(text: str, index: int = 0) -> Template:
@@ -182,19 +263,6 @@ def read_template(text: str, index: int = 0) -> Template:
             f"--template {text!r} is neither a file nor a template (which holds '{{{{ mask }}}}')."
         )
     return Template.from_file(text)
-
-
-def chosen_components(
-    params: dict[str, Any], roles: dict[str, str | None]
-) -> dict[str, dict[str, Any]]:
-    """`-o` options by role; `roles` maps each role to the component chosen for it (None: none)."""
-    from promptforge.components import parse_options
-    from promptforge.plugins import component
-
-    classes: dict[str, type[Component]] = {
-        r: component(r, name) for r, name in roles.items() if name
-    }
-    return parse_options(list(params.get("options") or ()), classes)
 
 
 def _label_words(params: dict[str, Any]) -> LabelWords | None:
@@ -226,37 +294,30 @@ def build_model(
     from promptforge.model import PromptModel
     from promptforge.plugins import build
 
-    params = setup.params
-    words = _label_words(params)
-    name = verbalizer_name(params, words)
-    roles = {
-        "verbalizer": name,
-        "calibration": params.get("calibration"),
-        "demonstrations": params.get("demonstrations"),
-    }
-    options = chosen_components(params, roles)
-    if words:
-        words.check_labels(list(setup.task.labels), str(params["verbalizer"]))
+    params, words, options = setup.params, setup.words, setup.options
     verbalizer = build(
-        "verbalizer", name, **{**(words.options if words else {}), **options["verbalizer"]}
+        "verbalizer",
+        verbalizer_name(params, words),
+        **{**(words.options if words else {}), **options["verbalizer"]},
     )
     calibration = None
     if params.get("calibration"):
         calibration = build("calibration", params["calibration"], **options["calibration"])
     calibration_rows = None
     if calibration is not None and calibration.needs_rows:
-        calibration_rows = _unlabeled(setup) or rows
+        calibration_rows = setup.unlabeled() or rows
         if not calibration_rows:
             raise UserError(
                 f"--calibration {calibration.name} learns from rows: give --unlabeled FILE."
             )
+    demonstrations = fit_demonstrations(setup)
     model = PromptModel(
         load(params, setup.report),
         setup.task,
         words=words,
         verbalizer=verbalizer,
         calibration=calibration,
-        demonstrations=fit_demonstrations(setup, options.get("demonstrations", {})),
+        demonstrations=demonstrations,
         remember=remember,
         report=setup.report,
     )
@@ -265,23 +326,18 @@ def build_model(
     return model
 
 
-def fit_demonstrations(setup: Setup, options: dict[str, Any]) -> DemonstrationSelector | None:
+def fit_demonstrations(setup: Setup) -> DemonstrationSelector | None:
     """The selector of --demonstrations, fitted on the task's training rows."""
     from promptforge.plugins import build
 
     name = setup.params.get("demonstrations")
     if not name:
         return None
-    selector: DemonstrationSelector = build("demonstrations", name, **options)
-    selector.fit(setup.task.examples("train", setup.report), list(setup.task.labels))
-    return selector
-
-
-def _unlabeled(setup: Setup) -> list[Row] | None:
-    source = setup.params.get("unlabeled") or (
-        "unlabeled" if "unlabeled" in setup.task.data else None
+    selector: DemonstrationSelector = build(
+        "demonstrations", name, **setup.options["demonstrations"]
     )
-    return setup.task.rows(source) if source else None
+    selector.fit(setup.labelled(setup.task.path("train")), list(setup.task.labels))
+    return selector
 
 
 def load(params: dict[str, Any], report: Reporter) -> Any:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import rich_click as click
 
-from promptforge.cli.common import console, json_option, print_json
+from promptforge.cli.common import ListingGroup, console, json_option, print_json
 from promptforge.errors import UserError
 
 
-@click.group()
+@click.group(cls=ListingGroup)
 def templates() -> None:
     """List, show and copy the task folders that come with PromptForge and plugins."""
 
