@@ -65,8 +65,8 @@ def main() -> None:
         same = sum(a == b for a, b in zip(predictions, peer["predictions"], strict=True))
         result |= {
             "ours, after the peer, rows/s": len(rows) / again,
-            "openprompt rows/s": peer["rows_per_second"],
-            "speed-up": len(rows) / ours / peer["rows_per_second"],
+            "openprompt rows/s": peer["rows_per_second"]["end_to_end"],
+            "speed-up": len(rows) / ours / peer["rows_per_second"]["end_to_end"],
             "equal predictions": same / len(rows),
         }
     print(json.dumps(result, indent=2))

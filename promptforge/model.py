@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,12 +96,18 @@ class PromptModel:
         self.warn_cuts = True
 
     def with_words(self, words: LabelWords | Mapping[str, Words]) -> PromptModel:
-        """The same model and memory with other label words."""
+        """The same model and memory with other label words.
+
+        `LabelWords` that name options or a verbalizer bring their own; else this model's stays.
+        """
+        own = isinstance(words, LabelWords) and (words.options or words.verbalizer != "manual")
         made = PromptModel(
             self.backbone, self.task, words=words, calibration=self._calibration,
+            verbalizer=None if own else self._prototype.model_copy(),
             demonstrations=self.demonstrations, report=self.report,
         )  # fmt: skip
         made._states = self._states
+        made.warn_cuts = self.warn_cuts
         return made
 
     # --- rows to readouts -----------------------------------------------------------------
@@ -120,13 +126,15 @@ class PromptModel:
         """Prompts of a pattern as the model takes them, with room for its longest word."""
         origin = self.task.patterns[pattern].template.origin
         reserve = 0
-        if all(self.task.words_for(pattern).values()):
-            reserve = self._longest(pattern) - 1
+        if prompts and all(self.task.words_for(pattern).values()):
+            slots = self.backbone.encode(prompts[:1], origin=origin)[0].slots
+            reserve = self._longest(pattern, {s.space_before for s in slots}) - 1
         return self.backbone.encode(prompts, reserve=reserve, origin=origin)
 
-    def _longest(self, pattern: str) -> int:
+    def _longest(self, pattern: str, spaces: Iterable[bool]) -> int:
         words = [w for ws in self.task.words_for(pattern).values() for w in ws]
-        return max(len(ids) for ids in self.backbone.text.ids([f" {w}" for w in words]))
+        texts = [f" {w}" if space else w for w in words for space in spaces]
+        return max(len(ids) for ids in self.backbone.text.ids(texts))
 
     def read(
         self, pattern: str, rows: Sequence[Mapping[str, Any]], what: str = "Reading"
@@ -136,6 +144,8 @@ class PromptModel:
         Raises:
             UserError: a mistake in the template, or a row that does not fit the model.
         """
+        if not rows:
+            raise UserError("There are no rows to read.")
         encoded = self.encode(pattern, [self.prompt(pattern, row) for row in rows])
         self._count_cuts(encoded, pattern)
         label = f"{what}, pattern {pattern}" if len(self.task.patterns) > 1 else what

@@ -217,9 +217,12 @@ class LabelWords:
             if data.pop("format") != FORMAT or data.pop("version") != 1:
                 raise ValueError("another format or version")
             made = cls(**data)
-            for words in made.patterns.values():
-                if not all(isinstance(w, str) for label in made.labels for w in words[label]):
-                    raise ValueError("words are not text")
+            lists = [words[label] for words in made.patterns.values() for label in made.labels]
+            if not all(
+                isinstance(some, list) and all(isinstance(w, str) for w in some)
+                for some in [made.labels, *lists]
+            ):
+                raise ValueError("labels and words must be lists of text")
         except FileNotFoundError:
             raise UserError(
                 f"There is no verbalizer file {path}. 'promptforge search-verbalizer' writes one."

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+# Tiny models gain nothing from threads, which wait for each other where the cores are busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def models_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -1,0 +1,283 @@
+"""A prompt model from end to end, as the README uses it, on tiny models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from promptforge import PromptModel, Task, UserError, load_model, sample_shots, search_verbalizer
+from promptforge.data import Example
+from promptforge.model import ENSEMBLE
+from promptforge.plugins import build
+from promptforge.template import Template
+from promptforge.verbalizer import LabelWords
+from tests import reference, tiny
+
+each = pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+REVIEWS = tiny.EXAMPLES
+
+
+def counted(backbone: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the rows of each pass through the body."""
+    read: list[int] = []
+    hidden = backbone.hidden
+    monkeypatch.setattr(backbone, "hidden", lambda b: read.append(len(b.indices)) or hidden(b))
+    return read
+
+
+# --- as in the README ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
+def test_from_a_folder_to_found_words(architecture: str, tmp_path: Path) -> None:
+    backbone = load_model(str(tiny.save(architecture, tmp_path / "model")))
+    assert backbone.family == tiny.backbone(architecture).family
+    task = Task.load(REVIEWS).choose(["tone", "it-was"])
+    model = PromptModel(backbone, task)
+    train = task.examples("train")
+    shots, _ = sample_shots(train, 4, 0, list(task.labels))
+    words = search_verbalizer(model, shots, words_per_label=3)
+    words.save(tmp_path / "verbalizer.json")
+
+    found = model.with_words(LabelWords.load(tmp_path / "verbalizer.json"))
+    results = found.evaluate(shots)
+    assert list(results) == ["tone", "it-was", ENSEMBLE]
+    assert results[ENSEMBLE].rows == 8
+    # Words chosen for these very rows tell them apart better than words chosen for none.
+    assert results["tone"].accuracy >= model.evaluate(shots)["tone"].accuracy
+    rows = [e.row for e in shots]
+    assert set(found.predict(rows)) <= set(task.labels)
+    assert found.predict_proba(rows).sum(1) == pytest.approx(1)
+
+
+@each
+def test_several_patterns_are_averaged(architecture: str) -> None:
+    backbone = tiny.backbone(architecture)
+    a, b, c, d = reference.some_words(backbone, 4)
+    templates = [
+        Template(f"{{{{ text }}}} {w} {{{{ mask }}}}", name=w) for w in ("It was", "Really")
+    ]
+    task = Task.inline(templates, labels={"x": [a, b], "y": [c]})
+    task = task.with_words({"Really": {"x": [d], "y": [a]}})  # a pattern's own words stay with it
+    rows = [{"text": t} for t in ("good", "a dull film", "good", "no")]
+    model = PromptModel(backbone, task)
+    expected = []
+    for row in rows:
+        each_pattern = []
+        for name, words in [("It was", {"x": [a, b], "y": [c]}), ("Really", {"x": [d], "y": [a]})]:
+            encoded = model.encode(name, [task.patterns[name].template.render(row)])[0]
+            log_p = reference.full_logits(backbone, encoded)[encoded.reads[0]].log_softmax(-1)
+            ids = [
+                [backbone.text.word(w, space_before=True)[0] for w in ws] for ws in words.values()
+            ]
+            scores = np.array([float(log_p[i].double().mean()) for i in ids])
+            each_pattern.append(np.exp(scores) / np.exp(scores).sum())
+        expected.append(np.mean(each_pattern, axis=0))
+    assert model.predict_proba(rows) == pytest.approx(np.array(expected), abs=1e-5)
+    assert model.predict(rows) == ["xy"[int(p.argmax())] for p in np.array(expected)]
+    truth = [Example(row, "xyxx"[i], i) for i, row in enumerate(rows)]
+    accuracy = np.mean([p == t.label for p, t in zip(model.predict(rows), truth, strict=True)])
+    assert model.evaluate(truth)[ENSEMBLE].accuracy == pytest.approx(accuracy)
+
+
+@each
+def test_known_prompts_are_never_read_again(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = tiny.backbone(architecture)
+    read = counted(backbone, monkeypatch)
+    templates = [
+        Template(f"{{{{ text }}}} {w} {{{{ mask }}}}", name=w) for w in ("It was", "Really")
+    ]
+    task = Task.inline(templates, labels={"x": [], "y": []})
+    model = PromptModel(backbone, task)
+    train = [Example({"text": t}, "xy"[i % 2], i) for i, t in enumerate(tiny.corpus()[:10])]
+    words = search_verbalizer(model, train)
+    assert sum(read) == 20
+    found = model.with_words(words)
+    proba = found.predict_proba([e.row for e in train])
+    found.evaluate(train)
+    search_verbalizer(model, train, search="lm-bff")
+    assert sum(read) == 20
+    fresh = PromptModel(backbone, task, words=words, remember=False)
+    assert fresh.predict_proba([e.row for e in train]) == pytest.approx(proba, abs=1e-5)
+    assert sum(read) == 40
+
+
+def test_other_words_keep_the_verbalizer_and_its_options() -> None:
+    backbone = tiny.backbone("bert")
+    a, b, c, d = reference.some_words(backbone, 4)
+    task = Task.inline(
+        [Template("{{ text }} It was {{ mask }}", name="p")], labels={"x": [a], "y": [b]}
+    )
+    words = {"p": {"x": [a, b], "y": [c, d]}}
+    rows = [{"text": "good"}, {"text": "dull"}]
+    direct = PromptModel(backbone, task, words=words, options={"aggregate": "max"}).predict_proba(
+        rows
+    )
+    other = PromptModel(backbone, task, options={"aggregate": "max"})
+    other.predict_proba(rows)
+    assert other.with_words(words).predict_proba(rows) == pytest.approx(direct)
+    assert PromptModel(backbone, task, words=words).predict_proba(rows) != pytest.approx(direct)
+    named = LabelWords(["x", "y"], words, options={"aggregate": "max"})
+    assert PromptModel(backbone, task).with_words(named).predict_proba(rows) == pytest.approx(
+        direct
+    )
+
+
+@each
+@pytest.mark.parametrize("source", ["{{ text }} ({{ mask }}", "{{ text }} It was {{ mask }}"])
+def test_the_longest_word_always_fits(architecture: str, source: str) -> None:
+    backbone = tiny.backbone(architecture)
+    task = Task.inline([Template(source)], labels={"x": ["incomprehensibilities"], "y": ["good"]})
+    model = PromptModel(backbone, task)
+    proba = model.predict_proba([{"text": "film " * 200}, {"text": "a"}])
+    assert np.isfinite(proba).all()
+    assert model.cut["text"] > 100
+
+
+# --- demonstrations ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("selector", ["fixed", "random"])
+def test_demonstrations_never_show_the_row_itself(selector: str) -> None:
+    task = Task.load(REVIEWS).choose(["review"])
+    train = task.examples("train")
+    demos = build("demonstrations", selector, per_label=2)
+    demos.fit(train, list(task.labels))
+    model = PromptModel(tiny.backbone("bert"), task, demonstrations=demos)
+    for example in train:
+        shown = demos.select(dict(example.row))
+        assert [d.label for d in shown] == ["negative"] * 2 + ["positive"] * 2
+        assert example.row not in [d.row for d in shown]
+        assert demos.select(dict(example.row)) == shown
+        prompt = str(model.prompt("review", example.row))
+        lines = prompt.splitlines()
+        asked = [line for line in lines if line.startswith("Sentiment of the review:")]
+        assert [a.rstrip(".").split()[-1] for a in asked] == ["negative"] * 2 + ["positive"] * 2 + [
+            "▁▁▁"
+        ]
+        assert prompt.count(example.row["text"]) == 1
+    if selector == "random":
+        other = build("demonstrations", selector, per_label=2, seed=1)
+        other.fit(train, list(task.labels))
+        assert any(other.select(e.row) != demos.select(e.row) for e in train)
+
+
+# --- label words in files ------------------------------------------------------------------
+
+
+def test_label_words_round_trip(tmp_path: Path) -> None:
+    words = LabelWords(
+        ["x", "ÿ"], {"*": {"x": ["gut", "schön"], "ÿ": ["😀"]}}, {"*": {"x": [1.5, 0.25], "ÿ": [-3.0]}},
+        options={"aggregate": "max"}, origin={"search": "petal"},
+    )  # fmt: skip
+    path = tmp_path / "new" / "verbalizer.json"
+    words.save(path)
+    assert LabelWords.load(path) == words
+    assert [p.name for p in path.parent.iterdir()] == ["verbalizer.json"]
+    assert words.words_for("any") == words.patterns["*"]
+    with pytest.raises(UserError, match=r"no words for the pattern 'q'.*Only for 'p'"):
+        LabelWords(["x"], {"p": {"x": ["a"]}}).words_for("q")
+    with pytest.raises(UserError, match="'x', 'ÿ', and the task has 'x', 'y'"):
+        words.check_labels(["x", "y"], "It")
+
+
+GOOD: dict[str, Any] = {
+    "format": "promptforge-verbalizer", "version": 1, "labels": ["x"], "patterns": {"*": {"x": ["a"]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "{", "[]", "3", "null", '{"labels": []}', b"\xff\xfe".decode("latin-1"),
+        json.dumps({**GOOD, "format": "other"}), json.dumps({**GOOD, "version": 2}),
+        json.dumps({**GOOD, "more": 1}), json.dumps({**GOOD, "patterns": {"*": {}}}),
+        json.dumps({**GOOD, "patterns": {"*": {"x": [1]}}}), json.dumps({**GOOD, "patterns": 3}),
+        json.dumps({**GOOD, "patterns": {"*": {"x": "word"}}}), json.dumps({**GOOD, "labels": "x"}),
+    ],
+)  # fmt: skip
+def test_bad_verbalizer_files_are_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "verbalizer.json"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match=r"verbalizer\.json is not a verbalizer file"):
+        LabelWords.load(path)
+    with pytest.raises(UserError, match="There is no verbalizer file"):
+        LabelWords.load(tmp_path / "none.json")
+
+
+# --- task folders --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[[str, str], Path]:
+    def changed(old: str, new: str) -> Path:
+        path = tmp_path / "task"
+        shutil.copytree(REVIEWS, path)
+        text = (path / "task.toml").read_text(encoding="utf-8")
+        assert old in text
+        (path / "task.toml").write_text(text.replace(old, new, 1), encoding="utf-8")
+        return path
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("kind =", "knd =", r"task\.toml: knd: "),
+        ('inputs = ["text"]', 'inputs = "text"', r"task\.toml: columns\.inputs: "),
+        ('negative = ["awful"]', "negative = [1]", r"task\.toml: labels\.negative\.0: "),
+        ('negative = ["awful"]\n', "", r"task\.toml: labels: "),
+        ('name = "movie-reviews"', "name =", "not valid TOML"),
+        ("[patterns.tone]", "[patterns.tune]", r"no template file .*tune\.jinja"),
+        ('negative = ["negative"]', 'bad = ["negative"]', r"words of the pattern 'review' do not fit.*'bad', 'negative'"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_task_folder(
+    folder: Callable[[str, str], Path], old: str, new: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        Task.load(folder(old, new))
+
+
+def test_tasks_and_patterns_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'movie-review'.*neither a folder nor a shipped task"):
+        Task.load("movie-review")
+    with pytest.raises(UserError, match=r"no task\.toml"):
+        Task.load(tmp_path)
+    task = Task.load(REVIEWS)
+    with pytest.raises(UserError, match=r"no pattern 'tune'.*Did you mean 'tone'"):
+        task.choose(["tune"])
+    assert list(task.choose(["tone", "review"]).patterns) == ["tone", "review"]
+    with pytest.raises(UserError, match="no 'extra' data"):
+        task.path("extra")
+    assert Task.load(REVIEWS / "task.toml").labels == task.labels
+    task.check(task.rows("train")[0])
+
+
+def test_label_words_that_do_not_fit_the_model() -> None:
+    backbone = tiny.backbone("bert")
+    template = Template("{{ text }} It was {{ mask }}", name="p")
+    for labels, said in [
+        ({"x": ["good"], "y": ["日本"]}, "unknown to the tokenizer of tiny-bert"),
+        ({"x": ["good"], "y": ["GOOD"]}, "have the same words"),
+        ({"x": ["good"], "y": []}, "'y' has no words"),
+    ]:
+        model = PromptModel(backbone, Task.inline([template], labels=labels))
+        with pytest.raises(UserError, match=said):
+            model.predict([{"text": "a"}])
+    task = Task.inline([template], labels={"x": ["good"], "y": ["bad"]})
+    with pytest.raises(UserError, match="no rows"):
+        PromptModel(backbone, task).predict([])
+    with pytest.raises(UserError, match="verbalizer file is for the labels 'a', 'b'"):
+        PromptModel(
+            backbone, task, words=LabelWords(["a", "b"], {"*": {"a": ["good"], "b": ["bad"]}})
+        )
