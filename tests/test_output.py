@@ -185,7 +185,7 @@ def test_targets_are_checked_at_once(tmp_path: Path) -> None:
     for path, expected in [
         (tmp_path / "no" / "out.csv", "no folder"),
         (tmp_path / "out.xlsx", "suffix"),
-        (tmp_path, "suffix"),
+        (tmp_path, "is a folder"),
     ]:
         with pytest.raises(UserError, match=expected):
             RowWriter(path, "print")
