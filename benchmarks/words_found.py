@@ -16,6 +16,7 @@ from pathlib import Path
 
 from promptforge import PromptModel, Task, load_model, sample_shots, search_verbalizer
 from promptforge.data import Example
+from promptforge.errors import UserError
 from promptforge.progress import TerminalReporter
 
 SEARCHES = {
@@ -56,8 +57,17 @@ def main() -> None:
             words = search_verbalizer(
                 model, train, search=search, joint=args.joint, **options, **size
             )
-            for name, evaluation in model.with_words(words).evaluate(test).items():
-                found.setdefault(name, []).append(evaluation.accuracy)
+            for name, words_of in words.patterns.items():
+                alone = model.with_words({name: words_of})
+                alone.task = alone.task.choose([] if args.joint else [name])
+                try:
+                    results = alone.evaluate(test)
+                except UserError as error:  # the same words for two labels: no classifier
+                    print(f"{label}, {name}, seed {seed}: {error}", file=sys.stderr)
+                    results = {}
+                    found.setdefault(name, []).append(1 / len(task.labels))
+                for pattern, evaluation in results.items():
+                    found.setdefault(pattern, []).append(evaluation.accuracy)
             if seed == args.seeds[0]:
                 print(label, words.patterns, file=sys.stderr)
         for name, values in found.items():

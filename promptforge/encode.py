@@ -9,7 +9,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from promptforge.errors import UserError
 from promptforge.template import Mask, Prompt, Sep, Soft, TemplateError, Text
@@ -132,14 +131,11 @@ class PromptEncoder:
 
     def _layout(self, prompt: Prompt, origin: str) -> list[_Item]:
         """Group texts into runs; move the space before a slot into the slot."""
-        parts = prompt.parts
-        masks = [i for i, part in enumerate(parts) if isinstance(part, Mask)]
-        if not masks:
+        if not prompt.masks:
             raise TemplateError(
                 f"{origin} has no mask: write {{{{ mask }}}} where the label word belongs."
             )
-        if not self.frame.reads_right:
-            parts = self._causal(parts, masks, origin)
+        parts = prompt.parts if self.frame.reads_right else prompt.up_to_mask(origin)
         items: list[_Item] = []
         run: Run | None = None
         for part in parts:
@@ -154,25 +150,6 @@ class PromptEncoder:
             run = None
             items.append(part if isinstance(part, Sep) else (part, False))
         return self._spaces(items)
-
-    def _causal(self, parts: tuple[Any, ...], masks: list[int], origin: str) -> tuple[Any, ...]:
-        if len(masks) > 1:
-            raise TemplateError(
-                f"{origin} has {len(masks)} masks; a causal model reads one, at the end."
-            )
-        after = [
-            p
-            for p in parts[masks[0] + 1 :]
-            if not (isinstance(p, Text) and (p.tail or not p.text.strip()))
-        ]
-        if after:
-            text = "".join(p.text for p in after if isinstance(p, Text)).strip()
-            raise TemplateError(
-                f"{origin}: the mask must come last, because a causal model reads only what stands before it. "
-                f"After the mask stands {text[:40]!r}: move it before the mask, or write "
-                f"{{{{ tail({text[:20]!r}) }}}} to leave it out for causal models."
-            )
-        return parts[: masks[0] + 1]
 
     def _spaces(self, items: list[_Item]) -> list[_Item]:
         out: list[_Item] = []

@@ -135,13 +135,14 @@ class Task:
         }
         return replace(self, patterns=patterns)
 
-    def check(self, example: Row | None = None) -> None:
+    def check(self, example: Row | None = None, *, family: str | None = None) -> None:
         """Find mistakes in the templates before any model is loaded; see `Template.check`."""
         columns = [c for c in example if c != self.label_column] if example else list(self.inputs)
-        trial = example or dict.fromkeys(self.inputs, "text")
         for name, pattern in self.patterns.items():
             words = self.words_for(name)
-            pattern.template.check(columns, example=trial, labels=list(self.labels), words=words)
+            pattern.template.check(
+                columns, example=example, family=family, labels=list(self.labels), words=words
+            )
 
     def path(self, split: str) -> str:
         """The table of a split.

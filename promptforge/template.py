@@ -28,6 +28,10 @@ class TemplateError(UserError):
     """A mistake in a template; the message holds file, line and a hint."""
 
 
+class TemplateValueError(TemplateError):
+    """A template does not fit the values of one row; with other values it may."""
+
+
 class _Part:
     """Base of the parts that are not text: they cannot be glued to a string."""
 
@@ -119,6 +123,31 @@ class Prompt:
     def masks(self) -> list[Mask]:
         """The slots, in order."""
         return [part for part in self.parts if isinstance(part, Mask)]
+
+    def up_to_mask(self, origin: str) -> tuple[Part, ...]:
+        """The parts that a causal model reads: tails and white space after the mask are dropped.
+
+        Raises:
+            TemplateError: something else follows the mask, or there are several masks.
+        """
+        if len(self.masks) > 1:
+            raise TemplateError(
+                f"{origin} has {len(self.masks)} masks; a causal model reads one, at the end."
+            )
+        end = next(i for i, part in enumerate(self.parts) if isinstance(part, Mask)) + 1
+        after = [
+            part
+            for part in self.parts[end:]
+            if not (isinstance(part, Text) and (part.tail or not part.text.strip()))
+        ]
+        if after:
+            text = "".join(part.text for part in after if isinstance(part, Text)).strip()
+            raise TemplateError(
+                f"{origin}: the mask must come last, because a causal model reads only what stands "
+                f"before it. After the mask stands {text[:40]!r}: move it before the mask, or write "
+                f"{{{{ tail({text[:20]!r}) }}}} to leave it out for causal models."
+            )
+        return self.parts[:end]
 
     def filled(self, word: str) -> Prompt:
         """The prompt with `word` in its slots, tails as ordinary text: a demonstration."""
@@ -250,17 +279,25 @@ class Template:
         return renderer.compile(self.source, self.origin)
 
     def check(
-        self, columns: Sequence[str], *, example: Mapping[str, Any] | None = None, **scope: Any
+        self,
+        columns: Sequence[str],
+        *,
+        example: Mapping[str, Any] | None = None,
+        family: str | None = None,
+        **scope: Any,
     ) -> None:
         """Find mistakes before any model is loaded.
 
         Args:
             columns: the columns that rows will have.
-            example: a row to render on trial.
+            example: a row to render on trial; without one, a row of made-up texts is, and what
+                may be due to its values is no mistake.
+            family: the model's family, where it is known.
             scope: `labels`, `words` and `demos` as for `render`.
 
         Raises:
-            TemplateError: syntax, a variable that is no column, no mask.
+            TemplateError: syntax, a variable that is no column, no mask, text after the mask of
+                a causal model.
         """
         for name, line in self.compiled.variables.items():
             if name not in columns and name not in RESERVED:
@@ -269,13 +306,19 @@ class Template:
                     f"{self.origin}, line {line}: {name!r} is neither a column nor a name of the template "
                     f"language.{near} Columns: {listed(list(columns))}. Names: {', '.join(RESERVED)}."
                 )
-        if example is not None:
-            prompt = self.render(example, **scope)
-            if not prompt.masks:
-                raise TemplateError(
-                    f"{self.origin} has no mask: write {{{{ mask }}}} where the label word belongs, "
-                    "for example: {{ text }} It was {{ mask }}"
-                )
+        try:
+            prompt = self.render(example or dict.fromkeys(columns, "text"), **scope)
+        except TemplateValueError:
+            if example is not None:
+                raise
+            return
+        if not prompt.masks and (example is not None or "mask" not in self.source):
+            raise TemplateError(
+                f"{self.origin} has no mask: write {{{{ mask }}}} where the label word belongs, "
+                "for example: {{ text }} It was {{ mask }}"
+            )
+        if prompt.masks and family == "causal":
+            prompt.up_to_mask(self.origin)
 
     def render(
         self,

@@ -42,7 +42,7 @@ def test_help_and_mistakes_import_nothing_heavy() -> None:
         """
 import sys
 from promptforge.cli import BUILT_IN, run
-for args in [[], ["--help"], ["--version"], *([c.name, "--help"] for c in BUILT_IN)]:
+for args in [[], ["--help"], ["--version"], *([name, "--help"] for name in BUILT_IN)]:
     assert run(args) in (0, 2), args
 heavy = {"torch", "transformers", "pydantic", "datasets", "sklearn", "pyarrow"}
 assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
@@ -56,6 +56,15 @@ assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Error:") == 8
+
+
+def test_help_says_of_each_command_what_the_command_says() -> None:
+    from promptforge.cli import BUILT_IN, cli
+
+    for name, says in BUILT_IN.items():
+        made = cli.get_command(None, name)  # type: ignore[arg-type]
+        assert made is not None and made.name == name
+        assert " ".join((made.help or "").split("\n\n")[0].split()) == says
 
 
 def test_as_a_module_and_in_a_shell() -> None:

@@ -224,7 +224,6 @@ def test_a_mask_cannot_be_glued_to_a_string(expression: str) -> None:
         ("{{ missing }}", "missing (None)"),
         ("{{ nothing }}", "'nothing' is undefined. The row has: text, missing"),
         ("{{ row.nothing }}", "nothing"),
-        ("{% include 'x' %}", "loader"),
         ("{% for x in text %}", "not closed"),
         ("{{ text", "not closed"),
         ("{{ text | nofilter }}", "No filter named 'nofilter'"),
@@ -312,3 +311,27 @@ def test_plugins_bring_filters_globals_and_change_prompts() -> None:
 
 def test_without_the_plugin_its_names_are_gone() -> None:
     assert "No filter named 'shout'" in error("{{ text | shout }}")
+
+
+@pytest.mark.parametrize(
+    "source", ['{% include "a" %}', '{% import "a" as b %}', '{% extends "a" %}']
+)
+def test_a_template_reads_no_other_file(source: str) -> None:
+    with pytest.raises(TemplateError, match=r"line 2: a template is one file"):
+        Template(f"{{{{ mask }}}}\n{source}").check(["text"])
+
+
+def test_a_check_without_a_row_does_not_judge_values() -> None:
+    template = Template("{% if stars > 3 %}Good. {% endif %}{{ mask }}")
+    template.check(["stars"])
+    assert str(template.render({"stars": 4})).startswith("Good.")
+    with pytest.raises(TemplateError, match="'>' not supported"):
+        template.check(["stars"], example={"stars": "many"})
+
+
+def test_a_check_for_a_causal_model() -> None:
+    template = Template("{{ text }} It was {{ mask }}, truly")
+    template.check(["text"], family="masked")
+    with pytest.raises(TemplateError, match="the mask must come last"):
+        template.check(["text"], family="causal")
+    Template("{{ text }} It was {{ mask }}{{ tail('.') }}").check(["text"], family="causal")

@@ -37,6 +37,7 @@ from promptforge.template import (
     Soft,
     TemplateError,
     TemplateRenderer,
+    TemplateValueError,
     Text,
 )
 from promptforge_jinja.language import Column
@@ -122,7 +123,7 @@ def _finalize(_: Context, value: Any) -> Any:
     if isinstance(value, jinja2.Undefined):
         str(value)  # raises: StrictUndefined
     if value is None:
-        raise TemplateError(
+        raise TemplateValueError(
             "a value is missing (None). Fill the column, or write {{ column or '' }}."
         )
     if callable(value):
@@ -267,6 +268,11 @@ class JinjaTemplate:
                 f"{origin}, line {error.lineno}: {(error.message or '').rstrip('.')}."
                 f"{_syntax_hint(error)}"
             ) from None
+        for node in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
+            raise TemplateError(
+                f"{origin}, line {node.lineno}: a template is one file and reads no other: "
+                "write what it should hold here."
+            )
         self._template = jinja2.Template.from_code(environment, code, environment.globals)
         free = meta.find_undeclared_variables(tree)
         self.variables: dict[str, int] = {}
@@ -290,10 +296,10 @@ class JinjaTemplate:
             context = self._template.new_context(values)
             return list(_concat(self._template.root_render_func(context)).parts)
         except TemplateError as error:
-            raise TemplateError(self._at(error, str(error))) from None
+            raise type(error)(self._at(error, str(error))) from None
         except jinja2.UndefinedError as error:
             hint = f" The row has: {', '.join(map(str, row))}."
-            raise TemplateError(self._at(error, f"{error.message}.{hint}")) from None
+            raise TemplateValueError(self._at(error, f"{error.message}.{hint}")) from None
         except SecurityError as error:
             raise TemplateError(
                 self._at(error, f"not allowed in a template: {str(error).rstrip('.')}.")
@@ -303,7 +309,7 @@ class JinjaTemplate:
         except UserError:
             raise
         except Exception as error:
-            raise TemplateError(self._at(error, f"{type(error).__name__}: {error}")) from None
+            raise TemplateValueError(self._at(error, f"{type(error).__name__}: {error}")) from None
         finally:
             done = _steps.get()
             _steps.reset(token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def load_model(
     max_length: int | None = None,
     batch_tokens: int = 2048,
     ask: str | None = None,
+    check: Callable[[str], None] | None = None,
     report: Reporter | None = None,
 ) -> Backbone:
     """Load a language model.
@@ -47,6 +49,7 @@ def load_model(
         max_length: most tokens a prompt may have.
         batch_tokens: tokens in a batch.
         ask: how an encoder-decoder model is asked; see `Seq2SeqBackbone`.
+        check: called with the family before the weights are loaded; may raise.
         report: where progress goes.
 
     Raises:
@@ -74,6 +77,8 @@ def load_model(
         kind = family or _family(config, name)
         if kind not in FAMILIES:
             raise UserError(f"family {kind!r}: choose one of {', '.join(FAMILIES)}.")
+        if check is not None:
+            check(kind)
         tokenizer = AutoTokenizer.from_pretrained(path, **common)
         model = _weights(kind, path, config, name, dtypes[dtype], common)
     except PromptForgeError:

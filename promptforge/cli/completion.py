@@ -8,7 +8,10 @@ import rich_click as click
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the completion script: eval "$(promptforge completion bash)"."""
+    """Print the script that completes commands and options in a shell.
+
+    For bash: eval "$(promptforge completion bash)"
+    """
     from click.shell_completion import get_completion_class
 
     from promptforge.cli import cli

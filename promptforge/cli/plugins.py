@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import rich_click as click
@@ -139,6 +138,7 @@ def uninstall(packages: tuple[str, ...]) -> None:
 
 def _pip(*arguments: str) -> None:
     import importlib.util
+    import subprocess
 
     if importlib.util.find_spec("pip") is None:
         raise PromptForgeError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -150,6 +148,9 @@ def _chunks(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
 
 def _fingerprint(source: str, setup: Setup) -> str:
     """What must be equal for a run to be resumed: input and everything that shapes the result."""
+    import hashlib
+    import json
+
     shaping = {k: v for k, v in setup.params.items() if k not in ("device", "batch_tokens")}
     path = Path(source)
     size = path.stat().st_size if path.is_file() else None

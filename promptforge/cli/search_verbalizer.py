@@ -65,7 +65,7 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
     from promptforge.model import PromptModel
     from promptforge.search import search_verbalizer as search
 
-    model = PromptModel(load(params, report), setup.task, report=report)
+    model = PromptModel(load(params, report, setup.task), setup.task, report=report)
     words = search(
         model,
         train,

@@ -312,7 +312,7 @@ def build_model(
             )
     demonstrations = fit_demonstrations(setup)
     model = PromptModel(
-        load(params, setup.report),
+        load(params, setup.report, setup.task),
         setup.task,
         words=words,
         verbalizer=verbalizer,
@@ -340,12 +340,15 @@ def fit_demonstrations(setup: Setup) -> DemonstrationSelector | None:
     return selector
 
 
-def load(params: dict[str, Any], report: Reporter) -> Any:
-    """The backbone that the model options name."""
+def load(params: dict[str, Any], report: Reporter, task: Task) -> Any:
+    """The backbone that the model options name; `task` is checked for its family first."""
     from promptforge.models import DEFAULT_MODEL
 
     name = params.get("model") or DEFAULT_MODEL
     report.note(f"Loading {name}")
     from promptforge.backbone import load_model
 
-    return load_model(name, report=report, **{key: params[key] for key in MODEL_KEYS})
+    options = {key: params[key] for key in MODEL_KEYS}
+    return load_model(
+        name, report=report, check=lambda family: task.check(family=family), **options
+    )

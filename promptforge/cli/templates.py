@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import rich_click as click
@@ -92,6 +91,8 @@ def copy(name: str, folder: Path) -> None:
     if folder.exists():
         raise UserError(f"{folder} exists already: choose a folder that does not.")
     assert task.folder is not None
+    import shutil
+
     shutil.copytree(task.folder, folder)
     console().print(
         f"Copied to [bold]{folder}[/]. Edit task.toml and the .jinja files, then give the folder as TASK."
