@@ -105,20 +105,25 @@ class _Given:
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
-        self.log_z: Tensor | None = None
+        # Highest logit and log Z above it, apart: near p = 1 their sum would round log p away.
+        self.highest: Tensor | None = None
+        self.rest: Tensor | None = None
 
     def blocks(self, words: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
         rows, width = self.logits.shape
-        if words is not None and self.log_z is not None:
+        if words is not None and self.highest is not None and self.rest is not None:
             for part in _row_blocks(rows, max(16, _CACHED // len(words))):
-                yield part, self.logits[part][:, words] - self.log_z[part, None]
+                block = self.logits[part][:, words] - self.highest[part, None]
+                yield part, block - self.rest[part, None]
             return
-        log_z = []
+        highest, rest = [], []
         for part in _row_blocks(rows, max(16, _CACHED // width)):
             block = torch.log_softmax(self.logits[part], -1)
-            log_z.append(self.logits[part, 0] - block[:, 0])
+            top = block.max(1, keepdim=True)
+            highest.append(self.logits[part].gather(1, top.indices)[:, 0])
+            rest.append(-top.values[:, 0])
             yield part, block if words is None else block[:, words]
-        self.log_z = torch.cat(log_z)
+        self.highest, self.rest = torch.cat(highest), torch.cat(rest)
 
 
 @dataclass(frozen=True)

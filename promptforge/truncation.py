@@ -49,9 +49,11 @@ def truncate(
     for run in runs:
         for i, text in enumerate(run.texts):
             if text.cut != KEEP and len(text.text) > limit:
-                kept = text.text[:limit] if text.side == "right" else text.text[-limit:]
+                kept = _beginning(encoder, text, budget, limit)
+                dropped = len(text.text) - len(kept)
                 run.texts[i] = replace(text, text=kept)
-                cut[text.source] = cut.get(text.source, 0) + (len(text.text) - limit) // 4
+                if dropped:
+                    cut[text.source] = cut.get(text.source, 0) + max(1, dropped // 4)
     for _ in range(32):
         spans = {}
         for n, run in enumerate(runs):
@@ -91,6 +93,16 @@ def strip(texts: list[Text], *, left: bool) -> list[Text]:
             break
         texts.pop(i)
     return texts
+
+
+def _beginning(encoder: TextEncoder, text: Text, budget: int, limit: int) -> str:
+    """The end of `text` that stays, as long as it takes to have more tokens than `budget`."""
+    while limit < len(text.text):
+        kept = text.text[:limit] if text.side == "right" else text.text[-limit:]
+        if len(encoder.spans(kept)[0]) > budget:
+            return kept
+        limit *= 4
+    return text.text
 
 
 @dataclass

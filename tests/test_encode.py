@@ -259,7 +259,7 @@ def test_ten_megabytes_in_a_cell(architecture: str) -> None:
     for text in ("funny film " * 900_000, "x" * 10_000_000):
         encoded = encode(architecture, "{{ text }} It was {{ mask }}", {"text": text})
         assert len(encoded.ids) <= 64
-        assert encoded.cut["text"] > 1_000_000 or len(encoded.ids) < 64
+        assert encoded.cut.get("text", 0) > 1_000_000 or len(encoded.ids) < 64
     assert time.perf_counter() - start < 5
 
 

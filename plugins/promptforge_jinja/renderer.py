@@ -309,7 +309,9 @@ class JinjaTemplate:
         except UserError:
             raise
         except Exception as error:
-            raise TemplateValueError(self._at(error, f"{type(error).__name__}: {error}")) from None
+            of_values = isinstance(error, (TypeError, ValueError, LookupError, ZeroDivisionError))
+            kind = TemplateValueError if of_values else TemplateError
+            raise kind(self._at(error, f"{type(error).__name__}: {error}")) from None
         finally:
             done = _steps.get()
             _steps.reset(token)

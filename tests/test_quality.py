@@ -1,0 +1,47 @@
+"""Real models on real data: label words found from 32 rows are as good as the task's own."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from promptforge import PromptModel, Task, load_model, sample_shots, search_verbalizer
+
+SEEDS = (13, 21, 42, 87, 100)
+PATTERN = "tone"
+
+
+@pytest.fixture(scope="module")
+def model(packaged_models: Path) -> Iterator[PromptModel]:
+    """The default model on the example: every row is read once for all tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield PromptModel(load_model("smollm2"), Task.load(tiny.EXAMPLES).choose([PATTERN]))
+    torch.set_num_threads(threads)
+
+
+def test_words_found_are_as_good_as_the_tasks_own(model: PromptModel) -> None:
+    """Bar: mean over five seeds at least 70 % on 500 test rows (chance 50 %), and no more than
+    5 points below the words of the task file. 16 rows a label are drawn from train and dev."""
+    task = model.task
+    test = task.examples("test")
+    pool = task.examples("train") + task.examples("dev")
+    own = model.evaluate(test)[PATTERN].accuracy
+    found = []
+    for seed in SEEDS:
+        train, _ = sample_shots(pool, 16, seed, list(task.labels), dev=False)
+        words = search_verbalizer(model, train, search="petal")
+        found.append(model.with_words(words).evaluate(test)[PATTERN].accuracy)
+    assert statistics.mean(found) >= 0.70, found
+    assert statistics.mean(found) >= own - 0.05, (found, own)
+
+
+def test_the_tasks_own_words_without_training(model: PromptModel) -> None:
+    """Bar: 75 % on the 500 test rows; calibrated by batch on unlabelled rows, 75 % too."""
+    task = model.task
+    assert model.evaluate(task.examples("test"))[PATTERN].accuracy >= 0.75

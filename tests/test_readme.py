@@ -1,0 +1,44 @@
+"""What the README shows is what happens."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_snippet_runs(packaged_models: Path) -> None:
+    """With `minilm-mlm`, from the root of the repository, as the README has it."""
+    match = re.search(r"<!-- snippet -->\n```python\n(.*?)```", README, re.DOTALL)
+    assert match
+    done = subprocess.run(
+        [sys.executable, "-c", match[1]], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PROMPTFORGE_CACHE": str(packaged_models)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    words, accuracy, label = done.stdout.splitlines()
+    assert words.startswith("{'negative': [") and 0 < float(accuracy) < 1
+    assert label in ("['positive']", "['negative']")
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    block = README.split("<!-- test command -->")[1].split("<!-- end -->")[0]
+    command = "\n".join(line for line in block.splitlines() if line and not line.startswith("```"))
+    assert "pytest" in command and "constraints.txt" in command
+    done = subprocess.run(
+        ["sed", "-n", "/<!-- test command -->/,/<!-- end -->/p", "README.md"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert command in done.stdout
+
+
+def test_every_command_the_readme_names_exists() -> None:
+    from promptforge.cli import BUILT_IN
+
+    named = set(re.findall(r"(?:^|[`/ ])promptforge ([a-z-]+)", README, re.MULTILINE))
+    assert named <= set(BUILT_IN), named - set(BUILT_IN)
