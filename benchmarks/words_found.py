@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[13, 21, 42, 87, 100])
     parser.add_argument("--limit", type=int, default=500, help="test rows")
     parser.add_argument("--words-per-label", type=int, default=5)
+    parser.add_argument("--max-words", type=int, help="words most frequent in unlabelled text")
     parser.add_argument("--joint", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -46,6 +47,7 @@ def main() -> None:
     pool, test = tables(task, args.data)
     test = test[: args.limit]
     model = PromptModel(load_model(args.model, report=report), task, report=report)
+    unlabeled = task.rows("unlabeled") if args.max_words else None
     own = {name: e.accuracy for name, e in model.evaluate(test).items()}
     rows = []
     for label, options in SEARCHES.items():
@@ -55,7 +57,14 @@ def main() -> None:
             train, _ = sample_shots(pool, args.shots, seed, list(task.labels), dev=False)
             search = label.split(",")[0]
             words = search_verbalizer(
-                model, train, search=search, joint=args.joint, **options, **size
+                model,
+                train,
+                search=search,
+                joint=args.joint,
+                max_words=args.max_words,
+                unlabeled=unlabeled,
+                **options,
+                **size,
             )
             for name, words_of in words.patterns.items():
                 alone = model.with_words({name: words_of})

@@ -158,13 +158,11 @@ class PromptEncoder:
         for i, item in enumerate(items):
             if isinstance(item, Run):
                 texts = [t for t in item.texts if t.text]
-                string = "".join(t.text for t in texts)
+                spaced = bool(texts) and texts[-1].text.endswith(" ")
                 if fresh:
                     texts = strip(texts, left=True)
                 before_slot = i + 1 < len(items) and isinstance(items[i + 1], tuple)
-                space = before_slot and (
-                    string.endswith(" ") or (fresh and not texts and self.text.prefix_space)
-                )
+                space = before_slot and (spaced or (fresh and not texts and self.text.prefix_space))
                 if before_slot or i + 1 == len(items):
                     texts = strip(texts, left=False)
                 if texts:
@@ -203,9 +201,8 @@ class PromptEncoder:
         runs = [item for item in items if isinstance(item, Run)]
         cut: dict[str, int] = {}
         budget = self.max_length - fixed
-        long_text = any(len(run.string) > self.max_length * CHARACTERS_PER_TOKEN for run in runs)
-        if long_text or sum(len(run.ids) for run in runs) > budget:
-            limit = self.max_length * CHARACTERS_PER_TOKEN
+        limit = self.max_length * CHARACTERS_PER_TOKEN
+        if any(run.size > limit for run in runs) or sum(len(run.ids) for run in runs) > budget:
             cut = truncate(self.text, runs, budget, limit, origin)
             blocks = [
                 item.ids if isinstance(item, Run) else block

@@ -23,7 +23,13 @@ class Run:
     ids: list[int] = field(default_factory=list)
 
     @property
+    def size(self) -> int:
+        """Characters."""
+        return len(self.lead) + sum(len(text.text) for text in self.texts)
+
+    @property
     def string(self) -> str:
+        """What is encoded."""
         return self.lead + "".join(text.text for text in self.texts)
 
 
@@ -89,7 +95,8 @@ def strip(texts: list[Text], *, left: bool) -> list[Text]:
         text = texts[i].text
         stripped = text.lstrip() if left else text.rstrip(" ")
         if stripped:
-            texts[i] = replace(texts[i], text=stripped)
+            if len(stripped) < len(text):  # most need no copy
+                texts[i] = replace(texts[i], text=stripped)
             break
         texts.pop(i)
     return texts
