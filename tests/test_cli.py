@@ -394,3 +394,11 @@ def test_wrong_arguments(command: Command, args: tuple[str, ...], expected: str)
     assert ran.code == 2
     assert expected in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_brackets_in_data_are_no_markup(command: Command, tiny_model: Folder) -> None:
+    model = ("--model", tiny_model("bert"))
+    shown = command("fill", "{{ text }} {{ mask }}", "--set", "text=[bold]loud[/] [/x]", *model)
+    assert shown.code == 0 and "[bold]loud[/] [/x]" in shown.out, shown.err
+    done = command("render", "{{ text }} {{ mask }}", "--set", "text=[red]a[/] [/x]", *model)
+    assert done.code == 0 and "[red]a[/] [/x]" in done.out, done.err

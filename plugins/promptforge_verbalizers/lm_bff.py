@@ -46,7 +46,7 @@ class LmBffSearch(VerbalizerSearch):
         used = sorted({w for pool in pools for w in pool})
         column = {w: i for i, w in enumerate(used)}
         # Over several patterns a word's log-probability is the sum over them.
-        log_probs = torch.stack(list(evidence.columns(torch.tensor(used)))).double().sum(0)
+        log_probs = torch.stack(list(evidence.columns(torch.tensor(used)))).double().sum(0).cpu()
         ranking = _Ranking(
             log_probs, evidence.targets, [[column[w] for w in pool] for pool in pools]
         )

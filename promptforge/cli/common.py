@@ -50,6 +50,13 @@ def console() -> Any:
     return Console(highlight=False)
 
 
+def plain(value: object) -> str:
+    """Text from data, as it is: brackets in it are no markup of rich."""
+    from rich.markup import escape
+
+    return escape(str(value))
+
+
 def percent(value: float) -> str:
     """0.8125 as "81.2 %"."""
     return f"{100 * value:.1f} %"

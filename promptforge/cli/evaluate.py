@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from promptforge.cli.common import console, json_option, percent, print_json, reporter
+from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
 from promptforge.cli.setup import (
     build_model,
     class_options,
@@ -47,7 +47,7 @@ def show(name: str, evaluation: Evaluation) -> None:
 
     out = console()
     out.print(
-        f"[bold]{name}[/]: accuracy [bold green]{percent(evaluation.accuracy)}[/], macro-F1 "
+        f"[bold]{plain(name)}[/]: accuracy [bold green]{percent(evaluation.accuracy)}[/], macro-F1 "
         f"{percent(evaluation.macro_f1)}, calibration error {percent(evaluation.calibration_error)} "
         f"[dim]({evaluation.rows} rows; chance {percent(evaluation.chance)}, majority {percent(evaluation.majority)})[/]"
     )
@@ -55,7 +55,7 @@ def show(name: str, evaluation: Evaluation) -> None:
     for head in ("label", "precision", "recall", "F1", "rows"):
         table.add_column(head, justify="left" if head == "label" else "right")
     for label in evaluation.labels:
-        table.add_column(f"as {label}", justify="right", style="dim")
+        table.add_column(f"as {plain(label)}", justify="right", style="dim")
     for i, (label, row) in enumerate(evaluation.per_label.items()):
         counts = [str(n) for n in evaluation.confusion[i]]
         cells = [
@@ -64,5 +64,5 @@ def show(name: str, evaluation: Evaluation) -> None:
             percent(row["f1"]),
             f"{row['support']:.0f}",
         ]
-        table.add_row(label, *cells, *counts)
+        table.add_row(plain(label), *cells, *counts)
     out.print(table, "")

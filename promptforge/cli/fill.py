@@ -6,7 +6,7 @@ from typing import Any
 
 import rich_click as click
 
-from promptforge.cli.common import console, json_option, print_json, reporter
+from promptforge.cli.common import console, json_option, plain, print_json, reporter
 from promptforge.cli.render import ROW_OPTIONS, the_row
 from promptforge.cli.setup import load, model_options
 
@@ -40,11 +40,11 @@ def fill(as_json: bool, top: int, **params: Any) -> None:
         return
     out = console()
     for pattern, places in results.items():
-        out.print(f"[bold]{pattern}[/]: {model.prompt(pattern, row)}", markup=True)
+        out.print(f"[bold]{plain(pattern)}[/]: {plain(model.prompt(pattern, row))}")
         for number, words in enumerate(places, 1):
             table = Table(title=f"mask {number}" if len(places) > 1 else None, show_edge=False)
             table.add_column("word", style="cyan")
             table.add_column("probability", justify="right")
             for word in words:
-                table.add_row(repr(word.word), f"{word.probability:.4f}")
+                table.add_row(plain(repr(word.word)), f"{word.probability:.4f}")
             out.print(table, "")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from promptforge.cli.common import console, json_option, percent, print_json, reporter
+from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
 from promptforge.cli.setup import load, model_options, open_task, task_options
 from promptforge.errors import UserError
 
@@ -126,18 +126,20 @@ def _show(words: LabelWords, results: dict[str, Any], output: str) -> None:
     out = console()
     for pattern, by_label in words.patterns.items():
         title = "Label words" + (
-            f" for the pattern [bold]{pattern}[/]" if pattern != "*" else " for all patterns"
+            f" for the pattern [bold]{plain(pattern)}[/]" if pattern != "*" else " for all patterns"
         )
         table = Table(title=title, title_justify="left", show_edge=False)
         table.add_column("label", style="bold")
         table.add_column("words, best first, with their scores")
         for label, found in by_label.items():
             scores = words.scores.get(pattern, {}).get(label, [])
-            cells = [f"[cyan]{w}[/] [dim]{s:.3g}[/]" for w, s in zip(found, scores, strict=False)]
-            table.add_row(label, "  ".join(cells or found))
+            cells = [
+                f"[cyan]{plain(w)}[/] [dim]{s:.3g}[/]" for w, s in zip(found, scores, strict=False)
+            ]
+            table.add_row(plain(label), "  ".join(cells or map(plain, found)))
         out.print(table, "")
     if not results:
-        out.print(f"No dev or test rows to measure on. Words written to [bold]{output}[/]")
+        out.print(f"No dev or test rows to measure on. Words written to [bold]{plain(output)}[/]")
         return
     table = Table(title="Zero-shot accuracy", title_justify="left", show_edge=False)
     table.add_column("pattern", style="bold")
@@ -148,7 +150,7 @@ def _show(words: LabelWords, results: dict[str, Any], output: str) -> None:
         )
     first = results[heads[0][0]]["found"]
     for pattern in first:
-        table.add_row(pattern, *(percent(results[s][w][pattern].accuracy) for s, w in heads))
+        table.add_row(plain(pattern), *(percent(results[s][w][pattern].accuracy) for s, w in heads))
     table.add_row(
         "chance",
         *(percent(next(iter(results[s][w].values())).chance) for s, w in heads),
@@ -157,4 +159,4 @@ def _show(words: LabelWords, results: dict[str, Any], output: str) -> None:
     rows = ", ".join(
         f"{split}: {next(iter(kinds['found'].values())).rows}" for split, kinds in results.items()
     )
-    out.print(table, f"\nRows measured: {rows}. Words written to [bold]{output}[/]")
+    out.print(table, f"\nRows measured: {rows}. Words written to [bold]{plain(output)}[/]")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from promptforge.cli.common import ListingGroup, console, json_option, print_json
+from promptforge.cli.common import ListingGroup, console, json_option, plain, print_json
 from promptforge.errors import UserError
 
 
@@ -43,7 +43,8 @@ def list_(as_json: bool) -> None:
         table.add_column(head, style="bold" if head == "name" else None)
     for name, task in tasks.items():
         table.add_row(
-            name, task.kind, ", ".join(task.labels), ", ".join(task.patterns), task.description
+            *map(plain, (name, task.kind, ", ".join(task.labels), ", ".join(task.patterns))),
+            plain(task.description),
         )
     console().print(table)
 
@@ -69,15 +70,16 @@ def show(name: str, as_json: bool) -> None:
         return
     out = console()
     out.print(
-        f"[bold]{task.name}[/] ({task.kind}): {task.description}\ncolumns: {', '.join(task.inputs)}\n"
+        f"[bold]{plain(task.name)}[/] ({plain(task.kind)}): {plain(task.description)}\n"
+        f"columns: {plain(', '.join(task.inputs))}\n"
     )
     for label, words in task.labels.items():
-        out.print(f"  [bold]{label}[/]: {', '.join(words)}", highlight=False)
+        out.print(f"  [bold]{plain(label)}[/]: {plain(', '.join(words))}")
     for pattern in task.patterns.values():
-        out.print(f"\n[bold cyan]{pattern.name}[/]  [dim]{pattern.description}[/]")
+        out.print(f"\n[bold cyan]{plain(pattern.name)}[/]  [dim]{plain(pattern.description)}[/]")
         out.print(pattern.template.source, markup=False)
         for label, words in (pattern.words or {}).items():
-            out.print(f"  [bold]{label}[/]: {', '.join(words)}")
+            out.print(f"  [bold]{plain(label)}[/]: {plain(', '.join(words))}")
 
 
 @templates.command()
@@ -95,5 +97,5 @@ def copy(name: str, folder: Path) -> None:
 
     shutil.copytree(task.folder, folder)
     console().print(
-        f"Copied to [bold]{folder}[/]. Edit task.toml and the .jinja files, then give the folder as TASK."
+        f"Copied to [bold]{plain(folder)}[/]. Edit task.toml and the .jinja files, then give the folder as TASK."
     )
