@@ -11,6 +11,8 @@ from promptforge.text_encoder import TextEncoder
 #: No token of ordinary text is longer, so longer texts are cut to this many characters a token
 #: before they are tokenized: a 10 MB cell costs no more than a long one.
 CHARACTERS_PER_TOKEN = 64
+#: A text of so many characters in so few tokens is no text.
+_MOST_CHARACTERS = 1_000_000
 
 
 @dataclass
@@ -106,7 +108,7 @@ def _beginning(encoder: TextEncoder, text: Text, budget: int, limit: int) -> str
     """The end of `text` that stays, as long as it takes to have more tokens than `budget`."""
     while limit < len(text.text):
         kept = text.text[:limit] if text.side == "right" else text.text[-limit:]
-        if len(encoder.spans(kept)[0]) > budget:
+        if limit >= _MOST_CHARACTERS or len(encoder.spans(kept)[0]) > budget:
             return kept
         limit *= 4
     return text.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -255,12 +254,10 @@ def test_a_text_that_was_cut_starts_like_a_text(architecture: str, side: str) ->
 
 @each
 def test_ten_megabytes_in_a_cell(architecture: str) -> None:
-    start = time.perf_counter()
     for text in ("funny film " * 900_000, "x" * 10_000_000):
         encoded = encode(architecture, "{{ text }} It was {{ mask }}", {"text": text})
         assert len(encoded.ids) <= 64
-        assert encoded.cut.get("text", 0) > 1_000_000 or len(encoded.ids) < 64
-    assert time.perf_counter() - start < 5
+        assert encoded.cut["text"] > 1_000_000
 
 
 @each
