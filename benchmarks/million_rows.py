@@ -89,7 +89,12 @@ def watch(
     command: list[str], stop_after: int | None = None, partial: Path | None = None
 ) -> tuple[int, list[int]]:
     """Run; sample the resident memory; interrupt once `stop_after` rows are written."""
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    # A benchmark in the background may have been told to ignore SIGINT; its child must not.
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     memory: list[int] = []
     handle = psutil.Process(process.pid)
     while process.poll() is None:

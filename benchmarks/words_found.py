@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--seeds", type=int, nargs="+", default=[13, 21, 42, 87, 100])
     parser.add_argument("--limit", type=int, default=500, help="test rows")
-    parser.add_argument("--words-per-label", type=int, default=5)
+    parser.add_argument("--words-per-label", type=int, default=10)
     parser.add_argument("--max-words", type=int, help="words most frequent in unlabelled text")
     parser.add_argument("--joint", action="store_true")
     parser.add_argument("--json", action="store_true")

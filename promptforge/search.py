@@ -148,7 +148,7 @@ class VerbalizerSearch(Component):
 
     role: ClassVar[str] = "search"
 
-    words_per_label: int = Field(5, ge=1, description="How many words to find for each label.")
+    words_per_label: int = Field(10, ge=1, description="How many words to find for each label.")
     candidates: int = Field(1000, ge=0, description="First keep this many words per label; 0: all.")
 
     def search(self, evidence: Evidence) -> FoundWords:

@@ -109,7 +109,7 @@ def test_search_in_a_task_folder(command: Command, tiny_model: Folder, reviews: 
         assert shown in ran.out
     written = json.loads(Path("verbalizer.json").read_text(encoding="utf-8"))
     assert list(written["patterns"]) == ["it-was", "tone"]
-    assert all(len(w) == 5 for words in written["patterns"].values() for w in words.values())
+    assert all(len(w) == 10 for words in written["patterns"].values() for w in words.values())
 
 
 def test_search_options(command: Command, tiny_model: Folder, reviews: Path) -> None:

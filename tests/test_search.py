@@ -63,7 +63,7 @@ def check(
         expected = petal(
             log_p, targets, i,
             score=options.get("score", "llr"), balanced=options.get("balanced", True),
-            candidates=options.get("candidates", 1000), k=options.get("words_per_label", 5),
+            candidates=options.get("candidates", 1000), k=options.get("words_per_label", 10),
         )  # fmt: skip
         assert [w for w, _ in found.words[label]] == [names[w] for w, _ in expected]
         assert [s for _, s in found.words[label]] == pytest.approx(

@@ -6,6 +6,7 @@ python tools/record_terminal.py docs/search-verbalizer.svg promptforge search-ve
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,12 @@ def main() -> None:
         console.print(Text(line, style="dim"))
     console.print()
     console.print(Text.from_ansi(done.stdout.rstrip()))
-    Path(target).write_text(console.export_svg(title="promptforge"), encoding="utf-8")
+    # Fonts come from the reader's machine: a picture asks no network for anything.
+    svg = re.sub(
+        r"@font-face \{.*?\}\s*", "", console.export_svg(title="promptforge"), flags=re.DOTALL
+    )
+    svg = svg.replace("Fira Code, monospace", "Fira Code, Menlo, DejaVu Sans Mono, monospace")
+    Path(target).write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":
