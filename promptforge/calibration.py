@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from promptforge.components import Component
@@ -32,6 +33,7 @@ class Calibration(Component):
     #: whether `fit` needs rows of the task (labels are never used)
     needs_rows: ClassVar[bool] = False
 
+    @abstractmethod
     def fit(
         self,
         pattern: Pattern,
@@ -49,8 +51,7 @@ class Calibration(Component):
             score: scores prompts, [prompts, labels] in log space.
             rows_scores: scores of the calibration rows, [rows, labels], where `needs_rows`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def apply(self, scores: Tensor) -> Tensor:
         """Corrected scores, [rows, labels] in log space."""
-        raise NotImplementedError

@@ -104,6 +104,9 @@ class Registry:
             return (
                 f"provides the {self.role} {cls.name!r}, a name that {owner!r} has taken; ignored"
             )
+        lacking = sorted(getattr(cls, "__abstractmethods__", ()))
+        if lacking:
+            return f"provides the {self.role} {cls.name!r} without {', '.join(lacking)}; ignored"
         self._classes[cls.name] = (cls, provider)
         return None
 

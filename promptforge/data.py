@@ -6,6 +6,7 @@ Formats are plugins (`Reader`); this module makes the checks that every format n
 from __future__ import annotations
 
 import random
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,10 +41,11 @@ class Reader(Component):
 
     role: ClassVar[str] = "reader"
 
+    @abstractmethod
     def accepts(self, source: str) -> bool:
         """True when `source` looks like this format: by its suffix or prefix, not by reading it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows(self, source: str, skip: int = 0) -> Iterator[Row]:
         """The rows of `source` after the first `skip`, one at a time, in flat memory.
 
@@ -52,7 +54,6 @@ class Reader(Component):
         Raises:
             UserError: there is no such source, it is damaged, or it has no rows at all.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ local folder or a Hugging Face id. Nothing here imports torch.
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -40,10 +41,11 @@ class ModelSource(Component):
 
     role: ClassVar[str] = "model-source"
 
+    @abstractmethod
     def entries(self) -> list[ModelEntry]:
         """What this source offers. It is asked at each start, so it must not read whole files."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fetch(self, name: str, report: Reporter, *, force: bool = False) -> Path:
         """The folder of `name`, in transformers' layout; downloads and converts when needed.
 
@@ -51,15 +53,14 @@ class ModelSource(Component):
             PromptForgeError: no network, a checksum that is wrong, no disk space. Whatever was
                 there before is still there, and nothing half-written is left.
         """
-        raise NotImplementedError
 
     def verify(self, name: str) -> str | None:
         """Read all of what was fetched as `name`; what is wrong with it, or None."""
         return None
 
+    @abstractmethod
     def remove(self, name: str) -> bool:
         """Delete what `fetch` wrote; False when there was nothing."""
-        raise NotImplementedError
 
 
 def cache_dir() -> Path:

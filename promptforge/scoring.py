@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -35,9 +36,9 @@ class Scorer(Component):
                 f"{backbone.family}. Its own is {backbone.default_scorer!r}."
             )
 
+    @abstractmethod
     def score(self, readout: Readout, sequences: Sequence[Sequence[int]], slot: int) -> Tensor:
         """Log-probabilities of each word at each prompt, [prompts, words]."""
-        raise NotImplementedError
 
     def finish(self, scores: Tensor, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Apply `length_normalised` to summed log-probabilities, [prompts, words]."""

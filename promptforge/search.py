@@ -6,6 +6,7 @@ are worked out block by block, so that not even one pattern's are ever held whol
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -151,13 +152,13 @@ class VerbalizerSearch(Component):
     words_per_label: int = Field(10, ge=1, description="How many words to find for each label.")
     candidates: int = Field(1000, ge=0, description="First keep this many words per label; 0: all.")
 
+    @abstractmethod
     def search(self, evidence: Evidence) -> FoundWords:
         """The words for each label.
 
         Raises:
             UserError: the evidence does not allow an answer.
         """
-        raise NotImplementedError
 
 
 def search_verbalizer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,10 +17,10 @@ class DemonstrationSelector(Component):
 
     role: ClassVar[str] = "demonstrations"
 
+    @abstractmethod
     def fit(self, examples: Sequence[Example], labels: Sequence[str]) -> None:
         """Take the examples to choose from."""
-        raise NotImplementedError
 
+    @abstractmethod
     def select(self, row: Mapping[str, Any]) -> list[Example]:
         """The demonstrations for `row`, in the order they are shown; never the row itself."""
-        raise NotImplementedError

@@ -7,6 +7,7 @@ built-in one (`promptforge_jinja`).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -228,13 +229,13 @@ class TemplateRenderer(Component):
     role: ClassVar[str] = "renderer"
     suffixes: ClassVar[tuple[str, ...]] = ()
 
+    @abstractmethod
     def compile(self, source: str, origin: str) -> Compiled:
         """Read `source`; `origin` (a path or a name) goes into messages.
 
         Raises:
             TemplateError: the source is not a template of this language.
         """
-        raise NotImplementedError
 
 
 class Template:

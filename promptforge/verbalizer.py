@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,9 +141,9 @@ class Verbalizer(Component):
         sizes = [len(self._sequences[label]) for label in self.labels]
         return dict(zip(self.labels, torch.split(scores, sizes, dim=1), strict=True))
 
+    @abstractmethod
     def class_scores(self, readout: Readout) -> Tensor:
         """Scores of the labels, [prompts, labels], in log space."""
-        raise NotImplementedError
 
 
 @dataclass

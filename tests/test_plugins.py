@@ -214,3 +214,16 @@ def test_a_reader_of_a_plugin(command: Command, provide: Provide) -> None:
     assert ran.json[0]["parts"][0]["text"] == "two"
     ran = command(*base, "--template", "{{ line }} {{ mask }}", "-o", "column=line")
     assert ran.json[0]["parts"][0]["text"] == "two"
+
+
+def test_a_component_without_its_method_is_refused_by_name() -> None:
+    from promptforge import Verbalizer
+    from promptforge.components import Registry
+
+    class Unfinished(Verbalizer):
+        name = "unfinished"
+
+    registry = Registry("verbalizer")
+    refused = registry.add(Unfinished, "theirs")
+    assert refused == "provides the verbalizer 'unfinished' without class_scores; ignored"
+    assert registry.names() == []
