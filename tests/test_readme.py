@@ -6,7 +6,13 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
+
+import pytest
+import tiny
+
+from promptforge import PromptModel, Task, Template, plugins
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,3 +48,30 @@ def test_every_command_the_readme_names_exists() -> None:
 
     named = set(re.findall(r"(?:^|[`/])promptforge ([a-z][a-z-]+)", README, re.MULTILINE))
     assert len(named) > 5 and named <= set(BUILT_IN), named - set(BUILT_IN)
+
+
+def test_the_plugin_in_contributing_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verbalizer shown there equals the manual one with aggregate=max."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    match = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert match
+    module = types.ModuleType("my_plugin")
+    monkeypatch.setitem(sys.modules, "my_plugin", module)
+    exec(match[1], module.__dict__)
+    fresh = plugins.PluginManager()
+    monkeypatch.setattr(plugins, "manager", lambda: fresh)
+    fresh.register(module, "my-plugin")
+    assert not fresh.problems
+    task = Task.inline(
+        [Template("{{ text }} It was {{ mask }}.")],
+        labels={"no": ["bad", "dull"], "yes": ["good", "love"]},
+    )
+    rows = [{"text": text} for text in tiny.corpus()[:5]]
+    both = [
+        PromptModel(tiny.backbone("bert"), task, verbalizer=verbalizer).predict_proba(rows)
+        for verbalizer in (
+            fresh.registry("verbalizer").build("loudest"),
+            fresh.registry("verbalizer").build("manual", aggregate="max"),
+        )
+    ]
+    assert abs(both[0] - both[1]).max() < 1e-5
