@@ -31,11 +31,6 @@ class Component(BaseModel):
     name: ClassVar[str] = ""
 
     @classmethod
-    def summary(cls) -> str:
-        """The first line of the component's docstring."""
-        return (inspect.getdoc(cls) or "").split("\n", 1)[0]
-
-    @classmethod
     def option_table(cls) -> list[dict[str, str]]:
         """One row per option: name, type, default and description, all as text."""
         rows = []

@@ -20,7 +20,6 @@ from promptforge.plugins import manager
 from promptforge.progress import Reporter
 
 Row = dict[str, Any]
-Source = str | Path
 
 MOST_LABELS = 1000
 #: More rows than this that all have different values: no label column. Fewer can be one a label.

@@ -46,11 +46,6 @@ class PluginInfo:
     enabled: bool
     hooks: list[str] = field(default_factory=list)
 
-    @property
-    def builtin(self) -> bool:
-        """True for the plugins that ship with PromptForge."""
-        return self.distribution == BUILT_IN
-
 
 class PluginManager:
     """Loads the plugins of the entry-point group `promptforge` and asks them for components."""

@@ -8,7 +8,7 @@ built-in one (`promptforge_jinja`).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -378,8 +378,3 @@ def _renderer_for(path: Path) -> str:
     raise UserError(
         f"{path}: no template language takes files ending in {path.suffix!r}. There are: {listed(endings)}."
     )
-
-
-def iter_text(parts: Sequence[Part]) -> Iterator[Text]:
-    """The texts among `parts`."""
-    return (part for part in parts if isinstance(part, Text))

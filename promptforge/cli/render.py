@@ -85,7 +85,7 @@ def _setup(params: dict[str, Any], report: Reporter, given: dict[str, Any]) -> S
     templates = [read_template(t, i) for i, t in enumerate(params["template"])]
     task = Task.inline(templates, labels={"": []}, inputs=params["text_column"] or None)
     task = task.choose(params["pattern"])
-    task.check({**dict.fromkeys(task.inputs, "text"), **given})
+    task.check(given if given and set(task.inputs) <= given.keys() else None)
     return Setup(task, report, params, *options_of(params, roles, params["data"]))
 
 
