@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from promptforge.backbone import Backbone as Backbone
     from promptforge.backbone import load_model as load_model
     from promptforge.calibration import Calibration as Calibration
+    from promptforge.classifier import Classifier as Classifier
     from promptforge.components import Component as Component
     from promptforge.data import Example as Example
     from promptforge.data import Reader as Reader
@@ -37,17 +38,26 @@ if TYPE_CHECKING:
     from promptforge.template import Prompt as Prompt
     from promptforge.template import Template as Template
     from promptforge.template import TemplateRenderer as TemplateRenderer
+    from promptforge.template_search import FoundTemplate as FoundTemplate
+    from promptforge.template_search import TemplateEvidence as TemplateEvidence
+    from promptforge.template_search import TemplateSearch as TemplateSearch
+    from promptforge.template_search import search_template as search_template
+    from promptforge.tuning.method import TuningMethod as TuningMethod
+    from promptforge.tuning.settings import Settings as Settings
+    from promptforge.tuning.strategy import Strategy as Strategy
     from promptforge.verbalizer import LabelWords as LabelWords
     from promptforge.verbalizer import Verbalizer as Verbalizer
 
 _HOMES = {
     "Backbone": "backbone",
     "Calibration": "calibration",
+    "Classifier": "classifier",
     "Component": "components",
     "DemonstrationSelector": "selection",
     "Evaluation": "evaluation",
     "Evidence": "search",
     "Example": "data",
+    "FoundTemplate": "template_search",
     "FoundWords": "search",
     "LabelWords": "verbalizer",
     "ModelSource": "models",
@@ -57,14 +67,20 @@ _HOMES = {
     "Reader": "data",
     "Readout": "readout",
     "Scorer": "scoring",
+    "Settings": "tuning.settings",
+    "Strategy": "tuning.strategy",
     "Task": "task",
     "Template": "template",
+    "TemplateEvidence": "template_search",
     "TemplateRenderer": "template",
+    "TemplateSearch": "template_search",
+    "TuningMethod": "tuning.method",
     "Verbalizer": "verbalizer",
     "VerbalizerSearch": "search",
     "load_model": "backbone",
     "read_rows": "data",
     "sample_shots": "data",
+    "search_template": "template_search",
     "search_verbalizer": "search",
 }
 

@@ -109,7 +109,12 @@ class PromptEncoder:
         self.max_length = max_length or frame.max_length
 
     def encode(
-        self, prompts: Sequence[Prompt], *, reserve: int = 0, origin: str = "the template"
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        reserve: int = 0,
+        origin: str = "the template",
+        masked: bool = True,
     ) -> list[Encoded]:
         """Encode `prompts` together.
 
@@ -117,25 +122,27 @@ class PromptEncoder:
             prompts: what the template made.
             reserve: tokens to leave free for words longer than their mask.
             origin: the template's name, for messages.
+            masked: False for whole texts, which have no mask.
 
         Raises:
             TemplateError: no mask; text after the mask of a causal model.
             UserError: the parts that must not be cut are too long.
         """
-        layouts = [self._layout(prompt, origin) for prompt in prompts]
+        layouts = [self._layout(prompt, origin, masked) for prompt in prompts]
         runs = [item for layout in layouts for item in layout if isinstance(item, Run)]
         limit = self.max_length * CHARACTERS_PER_TOKEN
         for run, ids in zip(runs, self.text.ids([run.string[:limit] for run in runs]), strict=True):
             run.ids = ids
         return [self._assemble(layout, reserve, origin) for layout in layouts]
 
-    def _layout(self, prompt: Prompt, origin: str) -> list[_Item]:
+    def _layout(self, prompt: Prompt, origin: str, masked: bool) -> list[_Item]:
         """Group texts into runs; move the space before a slot into the slot."""
-        if not prompt.masks:
+        if masked and not prompt.masks:
             raise TemplateError(
                 f"{origin} has no mask: write {{{{ mask }}}} where the label word belongs."
             )
-        parts = prompt.parts if self.frame.reads_right else prompt.up_to_mask(origin)
+        whole = self.frame.reads_right or not masked
+        parts = prompt.parts if whole else prompt.up_to_mask(origin)
         items: list[_Item] = []
         run: Run | None = None
         for part in parts:

@@ -70,9 +70,17 @@ class Evaluation:
             majority=float(support.max() / len(y)),
         )
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % confidence interval of the accuracy."""
+        z, n, p = 1.959964, self.rows, self.accuracy
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * ((p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5)
+        return max(0.0, middle - half), min(1.0, middle + half)
+
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
-        return {**vars(self), "labels": list(self.labels)}
+        return {**vars(self), "labels": list(self.labels), "interval": list(self.interval)}
 
 
 def _calibration_error(confidence: NDArray[Any], correct: NDArray[Any], bins: int = 10) -> float:

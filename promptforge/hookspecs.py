@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from promptforge.search import VerbalizerSearch
     from promptforge.selection import DemonstrationSelector
     from promptforge.template import Prompt, TemplateRenderer
+    from promptforge.template_search import TemplateSearch
+    from promptforge.tuning.method import TuningMethod
+    from promptforge.tuning.strategy import Strategy
     from promptforge.verbalizer import Verbalizer
 
 hookspec = pluggy.HookspecMarker("promptforge")
@@ -43,9 +46,12 @@ ROLES: dict[str, str] = {
     "renderer": "promptforge_template_renderers",
     "verbalizer": "promptforge_verbalizers",
     "search": "promptforge_verbalizer_searches",
+    "template-search": "promptforge_template_searches",
     "scorer": "promptforge_scorers",
     "calibration": "promptforge_calibrations",
     "demonstrations": "promptforge_demonstration_selectors",
+    "method": "promptforge_tuning_methods",
+    "strategy": "promptforge_strategies",
     "reader": "promptforge_data_readers",
 }
 
@@ -84,6 +90,11 @@ def promptforge_verbalizer_searches() -> Sequence[type[VerbalizerSearch]]:  # ty
 
 
 @hookspec
+def promptforge_template_searches() -> Sequence[type[TemplateSearch]]:  # type: ignore[empty-body]
+    """Labelled rows + label words + a model -> templates (`promptforge search-template`)."""
+
+
+@hookspec
 def promptforge_scorers() -> Sequence[type[Scorer]]:  # type: ignore[empty-body]
     """How words of several tokens are scored."""
 
@@ -96,6 +107,16 @@ def promptforge_calibrations() -> Sequence[type[Calibration]]:  # type: ignore[e
 @hookspec
 def promptforge_demonstration_selectors() -> Sequence[type[DemonstrationSelector]]:  # type: ignore[empty-body]
     """Which labelled rows a template shows before the row itself."""
+
+
+@hookspec
+def promptforge_tuning_methods() -> Sequence[type[TuningMethod]]:  # type: ignore[empty-body]
+    """What is trained: all weights, a few of them, or new ones (`--method NAME`)."""
+
+
+@hookspec
+def promptforge_strategies() -> Sequence[type[Strategy]]:  # type: ignore[empty-body]
+    """How a classifier is made from few labels (`promptforge train --strategy NAME`)."""
 
 
 @hookspec

@@ -7,27 +7,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from promptforge.backbone.base import Backbone
+from promptforge.backbone.weights import Weights
 from promptforge.calibration import Calibration
-from promptforge.data import Example
+from promptforge.classifier import Classifier, Probabilities, Rows
 from promptforge.encode import Encoded
 from promptforge.errors import UserError
-from promptforge.evaluation import Evaluation
-from promptforge.plugins import build, manager
+from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.readout import Readout
 from promptforge.selection import DemonstrationSelector
 from promptforge.task import Task
 from promptforge.template import Prompt
 from promptforge.verbalizer import LabelWords, Verbalizer, Words
-
-#: The name of the average over patterns in results.
-ENSEMBLE = "all patterns"
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class Filled:
     probability: float
 
 
-class PromptModel:
+class PromptModel(Classifier):
     """Classifies rows with prompts.
 
     Several patterns are averaged: each gives class probabilities, and their mean decides.
@@ -53,8 +48,11 @@ class PromptModel:
         verbalizer: a component or its name.
         calibration: a component, its name, or None.
         demonstrations: a fitted selector of rows to show in each prompt, or None.
+        samples: how many draws of demonstrations are averaged, where the selector draws.
         options: options for the verbalizer when it is given by name.
         remember: keep the hidden states of what was read.
+        weights: tuned weights that take the place of the backbone's own while this model reads.
+        tuned: pattern -> tuned parameters of its verbalizer, by name.
     """
 
     def __init__(
@@ -66,13 +64,19 @@ class PromptModel:
         verbalizer: str | Verbalizer | None = None,
         calibration: str | Calibration | None = None,
         demonstrations: DemonstrationSelector | None = None,
+        samples: int = 1,
         options: Mapping[str, Any] | None = None,
         remember: bool = True,
+        weights: Weights | None = None,
+        tuned: Mapping[str, Mapping[str, Tensor]] | None = None,
         report: Reporter | None = None,
     ) -> None:
         self.backbone = backbone
+        self.weights = weights
+        self.tuned = dict(tuned or {})
         self.report = report or Reporter()
         self.demonstrations = demonstrations
+        self.samples = samples
         if isinstance(words, LabelWords):
             words.check_labels(list(task.labels), "The verbalizer file")
             verbalizer = verbalizer or words.verbalizer
@@ -104,17 +108,39 @@ class PromptModel:
         made = PromptModel(
             self.backbone, self.task, words=words, calibration=self._calibration,
             verbalizer=None if own else self._prototype.model_copy(),
-            demonstrations=self.demonstrations, report=self.report,
+            demonstrations=self.demonstrations, samples=self.samples, weights=self.weights, tuned=self.tuned, report=self.report,
         )  # fmt: skip
         made._states = self._states
         made.warn_cuts = self.warn_cuts
         return made
 
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the backbone and the tensors, for an artifact."""
+        shown: dict[str, Any] | None = None
+        if self.demonstrations is not None:
+            chosen = self.demonstrations
+            shown = {
+                "name": chosen.name, "options": chosen.model_dump(mode="json"),
+                "examples": [vars(e) for e in chosen.fitted_on],
+            }  # fmt: skip
+        return {
+            "task": self.task.to_json(),
+            "verbalizer": {
+                "name": self._prototype.name,
+                "options": self._prototype.model_dump(mode="json"),
+            },
+            "demonstrations": shown,
+            "samples": self.samples,
+        }
+
     # --- rows to readouts -----------------------------------------------------------------
 
-    def prompt(self, pattern: str, row: Mapping[str, Any]) -> Prompt:
-        """What a pattern makes of a row."""
-        demos = self.demonstrations.select(row) if self.demonstrations else []
+    def prompt(self, pattern: str, row: Mapping[str, Any], draw: int | None = None) -> Prompt:
+        """What a pattern makes of a row; `draw` numbers the sample of demonstrations."""
+        demos = []
+        if self.demonstrations:
+            chosen = self.demonstrations
+            demos = chosen.select(row) if draw is None else chosen.sample(row, draw)
         return self.task.patterns[pattern].template.render(
             row,
             labels=self.labels,
@@ -137,16 +163,21 @@ class PromptModel:
         return max(len(ids) for ids in self.backbone.text.ids(texts))
 
     def read(
-        self, pattern: str, rows: Sequence[Mapping[str, Any]], what: str = "Reading"
+        self,
+        pattern: str,
+        rows: Sequence[Mapping[str, Any]],
+        what: str = "Reading",
+        draw: int | None = None,
     ) -> Readout:
-        """Run the model over `rows` with one pattern.
+        """Run the model over `rows` with one pattern; `draw` numbers a sample of demonstrations.
 
         Raises:
             UserError: a mistake in the template, or a row that does not fit the model.
         """
         if not rows:
             raise UserError("There are no rows to read.")
-        encoded = self.encode(pattern, [self.prompt(pattern, row) for row in rows])
+        self.backbone.apply(self.weights)
+        encoded = self.encode(pattern, [self.prompt(pattern, row, draw) for row in rows])
         self._count_cuts(encoded, pattern)
         label = f"{what}, pattern {pattern}" if len(self.task.patterns) > 1 else what
         return Readout(self.backbone, encoded, self._remembered(encoded, label))
@@ -185,21 +216,24 @@ class PromptModel:
 
     # --- readouts to classes --------------------------------------------------------------
 
-    def verbalizer(self, pattern: str, readout: Readout) -> Verbalizer:
-        """The verbalizer of a pattern, bound to its words."""
+    def verbalizer(self, pattern: str, encoded: Encoded) -> Verbalizer:
+        """The verbalizer of a pattern, bound to its words; `encoded` is any prompt of it."""
         if pattern not in self._verbalizers:
             made = self._prototype.model_copy(deep=True)
             made.bind(
                 self.labels, self.task.words_for(pattern), self.backbone,
-                space_before=readout.space_before(made.slot), report=self.report,
+                space_before=encoded.slots[made.slot].space_before, report=self.report,
             )  # fmt: skip
+            with torch.no_grad():
+                for name, value in self.tuned.get(pattern, {}).items():
+                    made.parameters()[name].copy_(value)
             self._verbalizers[pattern] = made
         return self._verbalizers[pattern]
 
     def class_scores(self, pattern: str, readout: Readout) -> Tensor:
         """Class scores of a pattern in log space, [rows, labels], calibrated where asked."""
         with torch.inference_mode():
-            scores = self.verbalizer(pattern, readout).class_scores(readout)
+            scores = self.verbalizer(pattern, readout.encoded[0]).class_scores(readout)
         if self._calibration is None:
             return scores
         if pattern not in self._calibrations:
@@ -222,7 +256,7 @@ class PromptModel:
             if self._calibration.needs_rows:
                 readout = self.read(pattern, rows, "Calibrating")
                 with torch.inference_mode():
-                    scores = self.verbalizer(pattern, readout).class_scores(readout)
+                    scores = self.verbalizer(pattern, readout.encoded[0]).class_scores(readout)
             self._fit_calibration(pattern, scores)
 
     def _fit_calibration(self, pattern: str, scores: Tensor | None) -> None:
@@ -232,7 +266,7 @@ class PromptModel:
             encoded = self.encode(pattern, prompts)
             readout = Readout(self.backbone, encoded, self.backbone.states(encoded))
             with torch.inference_mode():
-                return self.verbalizer(pattern, readout).class_scores(readout)
+                return self.verbalizer(pattern, readout.encoded[0]).class_scores(readout)
 
         made = self._calibration.model_copy(deep=True)
         columns = [
@@ -249,37 +283,17 @@ class PromptModel:
         )
         self._calibrations[pattern] = made
 
-    def pattern_probabilities(
-        self, rows: Sequence[Mapping[str, Any]], what: str = "Reading"
-    ) -> dict[str, NDArray[np.float64]]:
-        """Class probabilities of each pattern, [rows, labels]."""
-        return {
-            name: torch.softmax(self.class_scores(name, self.read(name, rows, what)).double(), -1)
-            .cpu()
-            .numpy()
-            for name in self.task.patterns
-        }
-
-    def predict_proba(self, rows: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
-        """Class probabilities, [rows, labels]: the mean over the patterns."""
-        mean: NDArray[np.float64] = np.mean(list(self.pattern_probabilities(rows).values()), axis=0)
-        return mean
-
-    def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        """The most probable label of each row."""
-        return [self.labels[i] for i in self.predict_proba(rows).argmax(1)]
-
-    def evaluate(
-        self, examples: Sequence[Example], what: str = "Evaluating"
-    ) -> dict[str, Evaluation]:
-        """Figures per pattern, and of their average under the name `ENSEMBLE`."""
-        truth = [e.label for e in examples]
-        found = self.pattern_probabilities([e.row for e in examples], what)
-        if len(found) > 1:
-            found[ENSEMBLE] = np.mean(list(found.values()), axis=0)
-        out = {name: Evaluation.of(truth, p, self.labels) for name, p in found.items()}
-        for evaluation in out.values():
-            manager().pm.hook.promptforge_evaluated(evaluation=evaluation)
+    def part_probabilities(self, rows: Rows, what: str = "Reading") -> dict[str, Probabilities]:
+        """Class probabilities of each pattern, [rows, labels]: the mean over the samples."""
+        varies = self.demonstrations is not None and self.demonstrations.varies
+        draws = range(self.samples) if varies and self.samples > 1 else [None]
+        out: dict[str, Probabilities] = {}
+        for name in self.task.patterns:
+            found = [
+                torch.softmax(self.class_scores(name, self.read(name, rows, what, d)).double(), -1)
+                for d in draws
+            ]
+            out[name] = torch.stack(found).mean(0).cpu().numpy()
         return out
 
     def fill(self, row: Mapping[str, Any], top: int = 10) -> dict[str, list[list[Filled]]]:

@@ -89,10 +89,10 @@ class Readout:
                 token and only differences between words matter.
             scorer: how words of several tokens are scored; the family's default if None.
         """
+        if all(len(s) == 1 for s in sequences):
+            words = torch.tensor([s[0] for s in sequences])
+            return self.log_probs(words, slot) if normalised else self.logits(words, slot)
         with torch.inference_mode():
-            if all(len(s) == 1 for s in sequences):
-                words = torch.tensor([s[0] for s in sequences])
-                return self.log_probs(words, slot) if normalised else self.logits(words, slot)
             if scorer is None:
                 scorer = manager().registry("scorer").build(self.backbone.default_scorer)
             scorer.check(self.backbone)

@@ -40,6 +40,15 @@ class Scorer(Component):
     def score(self, readout: Readout, sequences: Sequence[Sequence[int]], slot: int) -> Tensor:
         """Log-probabilities of each word at each prompt, [prompts, words]."""
 
+    def training_scores(
+        self, readout: Readout, sequences: Sequence[Sequence[int]], slot: int
+    ) -> Tensor:
+        """Log-probabilities of each word with gradients, [prompts, words]."""
+        raise UserError(
+            f"scorer {self.name!r} cannot be trained with: words of several tokens need "
+            "'parallel', 'confident-first' or 'autoregressive', or words of one token."
+        )
+
     def finish(self, scores: Tensor, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Apply `length_normalised` to summed log-probabilities, [prompts, words]."""
         if not self.length_normalised:

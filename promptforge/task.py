@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -112,6 +113,32 @@ class Task:
             tuple(inputs),
             label_column=label_column,
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """All that is needed to make the task again, without its folder and data."""
+        keep = ("name", "labels", "inputs", "label_column", "kind", "description", "values")
+        patterns = {
+            name: {
+                "source": p.template.source, "origin": p.template.origin,
+                "renderer": p.template.renderer, "words": p.words, "premise": p.premise,
+            }
+            for name, p in self.patterns.items()
+        }  # fmt: skip
+        return {**{key: getattr(self, key) for key in keep}, "patterns": patterns}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Task:
+        """The reverse of `to_json`."""
+        patterns = {
+            name: Pattern(
+                name,
+                Template(p["source"], name=name, origin=p["origin"], renderer=p["renderer"]),
+                p["words"],
+                p["premise"],
+            )
+            for name, p in data["patterns"].items()
+        }
+        return cls(**{**data, "inputs": tuple(data["inputs"]), "patterns": patterns})
 
     def words_for(self, pattern: str) -> Words:
         """The label words of a pattern: its own, else the task's."""

@@ -17,7 +17,7 @@ from promptforge.plugins import build
 from promptforge.progress import Reporter
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from promptforge.backbone.base import Backbone
     from promptforge.readout import Readout
@@ -144,6 +144,35 @@ class Verbalizer(Component):
     @abstractmethod
     def class_scores(self, readout: Readout) -> Tensor:
         """Scores of the labels, [prompts, labels], in log space."""
+
+    # --- tuning ---------------------------------------------------------------------------
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What this verbalizer trains along with the model, by name; made by `bind`."""
+        return {}
+
+    def tokens_read(self) -> list[int] | None:
+        """The only token ids whose logits `class_scores` and `loss` look at.
+
+        None: they need the whole vocabulary, and it is trained whole.
+        """
+        return None
+
+    def loss(self, readout: Readout, shares: Tensor, temperature: Tensor) -> Tensor:
+        """The loss of each prompt, [prompts].
+
+        Cross-entropy of the class posteriors with `shares`, at a temperature T and times T^2
+        (Hinton, Vinyals & Dean 2015): for one-hot shares at T = 1 the usual one.
+
+        Args:
+            readout: states of the prompts, with gradients.
+            shares: probability of each label, [prompts, labels].
+            temperature: [prompts].
+        """
+        import torch
+
+        scores = self.class_scores(readout) / temperature[:, None]
+        return -(shares * torch.log_softmax(scores, -1)).sum(-1) * temperature.square()
 
 
 @dataclass

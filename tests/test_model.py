@@ -13,7 +13,7 @@ import pytest
 
 from promptforge import PromptModel, Task, UserError, load_model, sample_shots, search_verbalizer
 from promptforge.data import Example
-from promptforge.model import ENSEMBLE
+from promptforge.classifier import ENSEMBLE
 from promptforge.plugins import build
 from promptforge.template import Template
 from promptforge.verbalizer import LabelWords

@@ -1,52 +1,52 @@
-"""Demonstrations that do not look at the row: the first of each label, or drawn at random."""
+"""Demonstrations that do not look at what the row says: the first of each label, or drawn."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
-from promptforge import DemonstrationSelector, Example
-
-
-class _PerLabel(DemonstrationSelector):
-    per_label: int = Field(1, ge=1, le=16, description="Demonstrations of each label.")
-
-    _pools: dict[str, list[Example]] = PrivateAttr(default_factory=dict)
-
-    def fit(self, examples: Sequence[Example], labels: Sequence[str]) -> None:
-        """Sort the examples by label, in the task's order of labels."""
-        self._pools = {label: [e for e in examples if e.label == label] for label in labels}
-
-    def others(self, label: str, row: Mapping[str, Any]) -> list[Example]:
-        """The label's examples that are not `row` itself."""
-        return [e for e in self._pools[label] if e.row is not row and dict(e.row) != dict(row)]
+from promptforge import Example
+from promptforge_demonstrations.base import PerLabel, Row
 
 
-class FirstPerLabel(_PerLabel):
+class FirstPerLabel(PerLabel):
     """The first examples of each label, the same for every row: what they share is read once."""
 
     name: ClassVar[str] = "fixed"
 
-    def select(self, row: Mapping[str, Any]) -> list[Example]:
+    def select(self, row: Row) -> list[Example]:
         """Label by label, the first that are not the row."""
-        return [e for label in self._pools for e in self.others(label, row)[: self.per_label]]
+        chosen = [i for ids in self.others(row).values() for i in ids[: self.per_label]]
+        return self.examples(chosen)
 
 
-class RandomPerLabel(_PerLabel):
+class RandomPerLabel(PerLabel):
     """Examples of each label drawn for each row; a row always gets the same ones."""
 
     name: ClassVar[str] = "random"
+    varies: ClassVar[bool] = True
 
+    order: Literal["labels", "random"] = Field(
+        "labels", description="Show them in the task's order of labels, or shuffled."
+    )
     seed: int = Field(0, description="Seed of the draw.")
 
-    def select(self, row: Mapping[str, Any]) -> list[Example]:
-        """Label by label, drawn from those that are not the row."""
-        draw = random.Random(f"{self.seed}:{sorted((k, str(v)) for k, v in row.items())}")
-        chosen: list[Example] = []
-        for label in self._pools:
-            pool = self.others(label, row)
+    def candidates(self, row: Row) -> dict[str, list[int]]:
+        """Label -> the examples that are drawn from."""
+        return self.others(row)
+
+    def select(self, row: Row) -> list[Example]:
+        """Sample number 0."""
+        return self.sample(row, 0)
+
+    def sample(self, row: Row, index: int) -> list[Example]:
+        """Draw number `index` for `row`; it depends on nothing but seed, number and text."""
+        draw = random.Random(f"{self.seed}:{index}:{self.text(row)}")
+        chosen: list[int] = []
+        for pool in self.candidates(row).values():
             chosen += draw.sample(pool, min(self.per_label, len(pool)))
-        return chosen
+        if self.order == "random":
+            draw.shuffle(chosen)
+        return self.examples(chosen)

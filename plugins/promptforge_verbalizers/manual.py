@@ -40,6 +40,38 @@ class ManualVerbalizer(Verbalizer):
             [self._aggregated(label, scores) for label, scores in by_label.items()], dim=1
         )
 
+    def loss(self, readout: Readout, shares: Tensor, temperature: Tensor) -> Tensor:
+        """The loss of each prompt, [prompts].
+
+        Words of one token: cross-entropy. Longer ones in a masked model: the hinge loss of
+        Schick and Schuetze (2021, "It's not just size", section 3) on one parallel pass,
+        weighted by `shares`; in causal and encoder-decoder models cross-entropy of the exact
+        log-probabilities.
+        """
+        if self.longest == 1:
+            return super().loss(readout, shares, temperature)
+        backbone = readout.backbone
+        sequences = [s for label in self.labels for s in self.sequences[label]]
+        scorer = self.build_scorer(backbone)
+        scorer.check(backbone)
+        by_word = scorer.training_scores(readout, sequences, self.slot)
+        parts = torch.split(by_word, [len(self.sequences[label]) for label in self.labels], dim=1)
+        scores = torch.stack(
+            [self._aggregated(label, p) for label, p in zip(self.labels, parts, strict=True)], dim=1
+        )
+        if backbone.family != "masked":
+            log_q = torch.log_softmax(scores / temperature[:, None], -1)
+            return -(shares * log_q).sum(-1) * temperature.square()
+        margins = (1 - scores[:, :, None] + scores[:, None, :]).clamp(min=0)  # true, other
+        others = 1 - torch.eye(len(self.labels), device=scores.device)
+        return (shares * (margins * others).sum(2)).sum(1)
+
+    def tokens_read(self) -> list[int] | None:
+        """The label words' tokens where log Z cancels."""
+        if not self._log_z_cancels():
+            return None
+        return [s[0] for sequences in self.sequences.values() for s in sequences]
+
     def _log_z_cancels(self) -> bool:
         return self.longest == 1 and all(
             math.isclose(sum(self._weights(label)), 1) for label in self.labels

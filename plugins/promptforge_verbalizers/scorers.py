@@ -33,6 +33,26 @@ def _token_scores(readout: Readout, states: Tensor, words: Sequence[Sequence[int
     return torch.stack(columns, dim=2)
 
 
+def _one_pass(readout: Readout, sequences: Sequence[Sequence[int]], slot: int) -> Tensor:
+    """Summed log-probabilities from one pass with the longest word's masks, with gradients."""
+    backbone = readout.backbone
+    longest = max(map(len, sequences))
+    states = backbone.read([backbone.place(e, slot, [None] * longest) for e in readout.encoded])
+    columns = []
+    for j in range(longest):
+        alive = [i for i, s in enumerate(sequences) if len(s) > j]
+        tokens = torch.tensor([sequences[i][j] for i in alive], device=states.device)
+        scores = states.new_zeros(len(readout), len(sequences), dtype=torch.float)
+        columns.append(
+            scores.index_add(
+                1,
+                torch.tensor(alive, device=states.device),
+                backbone.log_probs(states[:, j], tokens),
+            )
+        )
+    return torch.stack(columns).sum(0)
+
+
 class Parallel(Scorer):
     """All tokens at once: a word of k tokens is read at k masks in one pass per distinct length."""
 
@@ -48,6 +68,12 @@ class Parallel(Scorer):
             states = backbone.states(placed)
             out[:, members] = _token_scores(readout, states, [sequences[i] for i in members]).sum(2)
         return self.finish(out, sequences)
+
+    def training_scores(
+        self, readout: Readout, sequences: Sequence[Sequence[int]], slot: int
+    ) -> Tensor:
+        """The same from one pass with the longest word's masks, [prompts, words]."""
+        return self.finish(_one_pass(readout, sequences, slot), sequences)
 
 
 class ConfidentFirst(Scorer):
@@ -68,6 +94,12 @@ class ConfidentFirst(Scorer):
             words = [sequences[i] for i in members]
             out[:, members] = self._of_length(readout, words, length, slot)
         return self.finish(out, sequences)
+
+    def training_scores(
+        self, readout: Readout, sequences: Sequence[Sequence[int]], slot: int
+    ) -> Tensor:
+        """From one pass with the longest word's masks (section 3, "training"), [prompts, words]."""
+        return self.finish(_one_pass(readout, sequences, slot), sequences)
 
     def _of_length(
         self, readout: Readout, words: Sequence[Sequence[int]], length: int, slot: int
@@ -122,3 +154,17 @@ class Autoregressive(Scorer):
         return self.finish(
             readout.backbone.continuations(readout.encoded, slot, sequences), sequences
         )
+
+    def training_scores(
+        self, readout: Readout, sequences: Sequence[Sequence[int]], slot: int
+    ) -> Tensor:
+        """The same with gradients: one pass per word, [prompts, words]."""
+        backbone, columns = readout.backbone, []
+        for word in sequences:
+            states = backbone.read([backbone.place(e, slot, word) for e in readout.encoded])
+            tokens = [
+                backbone.log_probs(states[:, j], torch.tensor([t], device=states.device))[:, 0]
+                for j, t in enumerate(word)
+            ]
+            columns.append(torch.stack(tokens).sum(0))
+        return self.finish(torch.stack(columns, dim=1), sequences)

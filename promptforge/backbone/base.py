@@ -7,10 +7,11 @@ through the model's own `forward`, so scales, biases and soft caps of every arch
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from promptforge.backbone.weights import CompactVocabulary, Weights
 from promptforge.encode import Encoded, Frame, PromptEncoder
 from promptforge.errors import PromptForgeError, UserError
 from promptforge.plugins import manager
@@ -80,6 +82,12 @@ class Backbone(ABC):
         self.frame = self._frame()
         self.encoder = PromptEncoder(self.text, self.frame, max_length)
         self._head_lock = threading.Lock()
+        #: what `load_model` was called with, where it was
+        self.source: dict[str, Any] = {"name": name}
+        #: set while a training runs on a cut vocabulary
+        self.compact: CompactVocabulary | None = None
+        self._applied: Weights | None = None
+        self._undo = Weights()
 
     # --- what a family says ---------------------------------------------------------------
 
@@ -106,6 +114,10 @@ class Backbone(ABC):
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states before the head at the batch's reads, [reads, d]; keeps gradients."""
 
+    @abstractmethod
+    def summary(self, encoded: Encoded) -> Encoded:
+        """Read a whole text, for a classifier without a mask: where a summary of it stands."""
+
     @property
     def body(self) -> nn.Module:
         """The module whose output the head takes, the one that `model.forward` calls."""
@@ -126,6 +138,39 @@ class Backbone(ABC):
     def vocabulary(self) -> int:
         """How many tokens the head scores."""
         return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The model's parameters by name; tied ones once."""
+        return dict(self.model.named_parameters())
+
+    def read(self, encoded: Sequence[Encoded]) -> Tensor:
+        """Hidden states at the reads of prompts in one batch, [prompts, reads, d]; keeps gradients."""
+        batch = self.collate(encoded, list(range(len(encoded))))
+        with self.compact.used() if self.compact else nullcontext():
+            return self.hidden(batch).view(len(encoded), len(encoded[0].reads), -1)
+
+    def apply(self, weights: Weights | None) -> None:
+        """Put tuned weights into the model in place of those that are in it; None: its own.
+
+        A switch copies only what differs, in memory: nothing is read from disk again.
+        """
+        if weights is self._applied:
+            return
+        self._undo.write_to(self.parameters)
+        self._undo = weights.write_to(self.parameters) if weights else Weights()
+        self._applied = weights
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 of the model's own weights, whatever file they came from."""
+        self.apply(None)
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.parameters.items()):
+            digest.update(name.encode())
+            value = parameter.detach().cpu().contiguous()
+            digest.update(value.view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def encode(
         self, prompts: Sequence[Prompt], *, reserve: int = 0, origin: str = "the template"
@@ -263,8 +308,8 @@ class Backbone(ABC):
                 body.forward = lambda *_, **__: BaseModelOutputWithPastAndCrossAttentions(
                     last_hidden_state=rows
                 )
-                if sliced:
-                    weight = head.weight[words]
+                if sliced and words is not None:
+                    weight = self._head_rows(words)
                     part = None if head.bias is None else head.bias[words]
                     head.forward = lambda x: F.linear(x, weight, part)
                     if bias is not None:
@@ -276,6 +321,20 @@ class Backbone(ABC):
                 if bias is not None:
                     model.final_logits_bias = bias
         return logits if sliced or words is None else logits[:, words]
+
+    def _head_rows(self, words: Tensor) -> Tensor:
+        """Rows of the output matrix; of the cut one while a training runs on it."""
+        name = self._head_name
+        if self.compact is not None and name in self.compact.parameters:
+            return self.compact.parameters[name][self.compact.index[words]]
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight[words]
+
+    @cached_property
+    def _head_name(self) -> str:
+        """The name of the output matrix: the input embeddings' where the two are tied."""
+        weight = self.model.get_output_embeddings().weight
+        return next((name for name, p in self.parameters.items() if p is weight), "")
 
     def _head_inputs(self, rows: Tensor) -> dict[str, Any]:
         """Inputs that let `model.forward` pass with its body replaced."""

@@ -61,6 +61,9 @@ class CausalBackbone(Backbone):
             encoded = replace(encoded, ids=(start,), types=(0,), slots=slots)
         return replace(encoded, reads=(len(encoded.ids) - 1,))
 
+    def summary(self, encoded: Encoded) -> Encoded:
+        return self.finish(encoded)
+
     def place(self, encoded: Encoded, slot: int, tokens: Sequence[int | None]) -> Encoded:
         start = encoded.slots[slot].start
         given = [t for t in tokens[:-1] if t is not None]

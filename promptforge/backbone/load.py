@@ -90,7 +90,12 @@ def load_model(
         options["ask"] = ask
     elif ask is not None:
         raise UserError("ask is for encoder-decoder models only.")
-    return FAMILIES[kind](model.to(place), tokenizer, **options)
+    backbone = FAMILIES[kind](model.to(place), tokenizer, **options)
+    backbone.source = {
+        "name": name, "family": kind, "revision": revision, "dtype": dtype, "ask": ask,
+        "max_length": max_length, "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    return backbone
 
 
 def _family(config: Any, name: str) -> str:

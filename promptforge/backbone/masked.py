@@ -42,6 +42,9 @@ class MaskedBackbone(Backbone):
         reads = tuple(p for s in encoded.slots for p in range(s.start, s.start + s.length))
         return replace(encoded, reads=reads)
 
+    def summary(self, encoded: Encoded) -> Encoded:
+        return replace(encoded, reads=tuple(range(len(encoded.ids))))
+
     def place(self, encoded: Encoded, slot: int, tokens: Sequence[int | None]) -> Encoded:
         mask = self.tokenizer.mask_token_id
         out = spliced(encoded, slot, [mask if t is None else t for t in tokens])

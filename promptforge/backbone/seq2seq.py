@@ -94,6 +94,9 @@ class Seq2SeqBackbone(Backbone):
         decoder = (self._start, *encoded.ids[: slots[-1].start])
         return replace(encoded, decoder_ids=decoder, reads=tuple(s.start for s in slots))
 
+    def summary(self, encoded: Encoded) -> Encoded:
+        return replace(encoded, decoder_ids=(self._start,), reads=(0,))
+
     def place(self, encoded: Encoded, slot: int, tokens: Sequence[int | None]) -> Encoded:
         given = tuple(t for t in tokens[:-1] if t is not None)
         if self.ask == "sentinel":

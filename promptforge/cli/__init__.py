@@ -18,6 +18,7 @@ from promptforge.errors import PromptForgeError, UserError
 #: name -> what `--help` says of it; the module of a command is imported when it is used
 BUILT_IN = {
     "search-verbalizer": "Find the words that stand for each label.",
+    "search-template": "Find templates: a model writes the words around the label word.",
     "evaluate": "Measure accuracy, macro-F1, each label, confusion and calibration on labelled rows.",
     "predict": "Classify the rows of a table.",
     "render": "Show what a template makes of a row: parts in colour, tokens, masks, what was cut.",

@@ -329,6 +329,7 @@ def build_model(
 def fit_demonstrations(setup: Setup) -> DemonstrationSelector | None:
     """The selector of --demonstrations, fitted on the task's training rows."""
     from promptforge.plugins import build
+    from promptforge.selection import fit_selector
 
     name = setup.params.get("demonstrations")
     if not name:
@@ -336,7 +337,10 @@ def fit_demonstrations(setup: Setup) -> DemonstrationSelector | None:
     selector: DemonstrationSelector = build(
         "demonstrations", name, **setup.options["demonstrations"]
     )
-    selector.fit(setup.labelled(setup.task.path("train")), list(setup.task.labels))
+    examples = setup.labelled(setup.task.path("train"))
+    fit_selector(
+        selector, examples, list(setup.task.labels), columns=setup.task.inputs, report=setup.report
+    )
     return selector
 
 

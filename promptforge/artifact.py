@@ -1,0 +1,230 @@
+"""Tuned classifiers on disk: safetensors and JSON with checksums. Nothing is executed or unpickled.
+
+An artifact is a folder: `artifact.json` says what it is, `weights.safetensors` holds only what
+was changed. It names its backbone by id, revision and checksum, and loads on no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from promptforge.backbone.base import Backbone
+from promptforge.backbone.weights import Weights
+from promptforge.classifier import Classifier
+from promptforge.data import Example
+from promptforge.errors import PromptForgeError, UserError
+from promptforge.model import PromptModel
+from promptforge.plugins import build
+from promptforge.progress import Reporter
+from promptforge.selection import fit_selector
+from promptforge.task import Task
+from promptforge.tuning import checkpoint
+from promptforge.tuning.members import Ensemble, HeadModel
+from promptforge.tuning.objectives import Head, Texts
+
+FILE, TENSORS, MEMBERS = "artifact.json", "weights.safetensors", "members"
+FORMAT = "promptforge-artifact"
+
+
+def save(
+    classifier: Classifier, folder: str | Path, about: Mapping[str, Any] | None = None
+) -> None:
+    """Write a classifier into `folder`, whole or not at all.
+
+    Args:
+        classifier: a `PromptModel`, a `HeadModel` or an `Ensemble` of them.
+        folder: made anew; an artifact that is there is replaced.
+        about: further JSON values to keep (figures, settings).
+
+    Raises:
+        PromptForgeError: no space, no permission.
+    """
+    folder = Path(folder)
+    draft = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        _write(classifier, draft, dict(about or {}))
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.replace(folder)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise PromptForgeError(
+            f"{folder} could not be written: {error.strerror or error}."
+        ) from None
+
+
+def _write(classifier: Classifier, folder: Path, about: dict[str, Any]) -> None:
+    data: dict[str, Any] = {"format": FORMAT, "version": 1, "about": about}
+    tensors = {}
+    if isinstance(classifier, Ensemble):
+        data |= {"kind": "ensemble", "shares": classifier.shares}
+        for name, member in classifier.members.items():
+            (folder / MEMBERS / name).mkdir(parents=True)
+            _write(member, folder / MEMBERS / name, {})
+    elif isinstance(classifier, HeadModel):
+        data |= {
+            "kind": "head",
+            "labels": list(classifier.labels),
+            "inputs": list(classifier.texts.inputs),
+            "pooling": classifier.texts.pooling,
+            "dropout": classifier.head.dropout.p,
+            "backbone": _backbone(classifier.backbone),
+        }
+        tensors = {f"head/{n}": p.detach() for n, p in classifier.head.named_parameters()}
+    elif isinstance(classifier, PromptModel):
+        data |= {
+            "kind": "prompt",
+            "backbone": _backbone(classifier.backbone),
+            **classifier.to_json(),
+        }
+        tensors = {
+            f"verbalizer/{pattern}/{name}": value
+            for pattern, by_name in classifier.tuned.items()
+            for name, value in by_name.items()
+        }
+    else:
+        raise PromptForgeError(f"A {type(classifier).__name__} cannot be saved as an artifact.")
+    weights = getattr(classifier, "weights", None)
+    if weights is not None:
+        tensors |= {f"model/{name}": value for name, value in weights.flat().items()}
+    if tensors:
+        checkpoint.save(folder / TENSORS, tensors, {})
+        data["sha256"] = sha256(folder / TENSORS)
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    (folder / FILE).write_text(text, encoding="utf-8")
+
+
+def _backbone(backbone: Backbone) -> dict[str, Any]:
+    return {**backbone.source, "sha256": backbone.checksum}
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_artifact(path: str | Path) -> bool:
+    """Whether a folder is an artifact, or a run that ended with one."""
+    return (Path(path) / FILE).is_file() or (Path(path) / "artifact" / FILE).is_file()
+
+
+def load(
+    path: str | Path,
+    *,
+    backbone: Backbone | None = None,
+    report: Reporter | None = None,
+    **options: Any,
+) -> Classifier:
+    """A classifier from an artifact's folder, or from the folder of a run.
+
+    Args:
+        path: the folder.
+        backbone: the loaded model it was tuned from; loaded by its name otherwise.
+        options: for `load_model`: device, dtype, batch_tokens.
+
+    Raises:
+        UserError: no artifact there; another backbone than the one it was tuned from.
+        PromptForgeError: its files are damaged.
+    """
+    folder = Path(path)
+    if not (folder / FILE).is_file() and (folder / "artifact" / FILE).is_file():
+        folder /= "artifact"
+    return _read(folder, backbone, report or Reporter(), options)
+
+
+def _read(
+    folder: Path, backbone: Backbone | None, report: Reporter, options: dict[str, Any]
+) -> Classifier:
+    try:
+        data = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if data["format"] != FORMAT:
+            raise ValueError("another format")
+    except FileNotFoundError:
+        raise UserError(f"There is no artifact in {folder} (no {FILE}).") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PromptForgeError(f"{folder / FILE} is damaged: {error}.") from None
+    if data["version"] != 1:
+        raise UserError(f"{folder} was written by a newer PromptForge: update PromptForge.")
+    if data["kind"] == "ensemble":
+        members: dict[str, Classifier] = {}
+        for name in data["shares"]:
+            member = _read(folder / MEMBERS / name, backbone, report, options)
+            backbone = backbone or _backbone_of(member)
+            members[name] = member
+        return Ensemble(members, data["shares"])
+    backbone = backbone or _load_backbone(data["backbone"], report, options)
+    if backbone.checksum != data["backbone"]["sha256"]:
+        raise UserError(
+            f"{folder} was tuned from {data['backbone']['name']!r}, and the weights of {backbone.name!r} "
+            "here are others. Load the model that it was tuned from."
+        )
+    tensors: dict[str, Any] = {}
+    if "sha256" in data:
+        if not (folder / TENSORS).is_file() or sha256(folder / TENSORS) != data["sha256"]:
+            raise PromptForgeError(
+                f"{folder / TENSORS} is missing or damaged: its checksum is wrong."
+            )
+        tensors, _ = checkpoint.load(folder / TENSORS)
+    of_model = {n.removeprefix("model/"): v for n, v in tensors.items() if n.startswith("model/")}
+    weights = Weights.of_flat(of_model) if of_model else None
+    if data["kind"] == "head":
+        head = Head(backbone.width, len(data["labels"]), data["dropout"])
+        own = {n.removeprefix("head/"): v for n, v in tensors.items() if n.startswith("head/")}
+        head.load_state_dict(own)
+        texts = Texts(backbone, data["inputs"], data["pooling"])
+        return HeadModel(texts, head.to(backbone.device), data["labels"], weights, report)
+    return _prompt_model(data, backbone, weights, tensors, report)
+
+
+def _prompt_model(
+    data: dict[str, Any],
+    backbone: Backbone,
+    weights: Weights | None,
+    tensors: Any,
+    report: Reporter,
+) -> PromptModel:
+    task = Task.from_json(data["task"])
+    demonstrations = None
+    if data["demonstrations"]:
+        saved = data["demonstrations"]
+        demonstrations = build("demonstrations", saved["name"], **saved["options"])
+        examples = [Example(e["row"], e["label"], e["number"]) for e in saved["examples"]]
+        fit_selector(demonstrations, examples, list(task.labels), columns=task.inputs)
+    tuned: dict[str, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        kind, _, rest = key.partition("/")
+        if kind == "verbalizer":
+            pattern, _, name = rest.rpartition("/")
+            tuned.setdefault(pattern, {})[name] = value
+    return PromptModel(
+        backbone,
+        task,
+        verbalizer=build("verbalizer", data["verbalizer"]["name"], **data["verbalizer"]["options"]),
+        demonstrations=demonstrations,
+        samples=data["samples"],
+        weights=weights,
+        tuned=tuned,
+        report=report,
+    )
+
+
+def _load_backbone(saved: dict[str, Any], report: Reporter, options: dict[str, Any]) -> Backbone:
+    from promptforge.backbone import load_model
+
+    known = {key: value for key, value in saved.items() if key not in ("sha256", "name")}
+    return load_model(saved["name"], report=report, **{**known, **options})
+
+
+def _backbone_of(classifier: Classifier) -> Backbone | None:
+    if isinstance(classifier, Ensemble):
+        return _backbone_of(next(iter(classifier.members.values())))
+    backbone: Backbone | None = getattr(classifier, "backbone", None)
+    return backbone

@@ -1,0 +1,186 @@
+"""`promptforge search-template`: find templates, measure them, write them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
+from promptforge.cli.setup import class_roles, load, model_options, open_task, task_options
+from promptforge.errors import PromptForgeError, UserError
+
+if TYPE_CHECKING:
+    from promptforge.backbone import Backbone
+    from promptforge.cli.setup import Setup
+    from promptforge.data import Example
+    from promptforge.progress import Reporter
+    from promptforge.template_search import FoundTemplate
+
+
+@click.command("search-template")
+@task_options
+@click.option("--search", default="lm-bff", show_default=True, help="lm-bff or a plugin's.")
+@click.option(
+    "--generator", help="The model that writes: packaged, folder or id. [default: the model]"
+)
+@click.option("--keep", type=click.IntRange(min=1), default=10, show_default=True,
+              help="How many templates to write.")  # fmt: skip
+@click.option("--verbalizer", help="verbalizer.json with label words, or a verbalizer's name.")
+@click.option("--dev", help="Table to measure on too; the task's own by default.")
+@click.option(
+    "--shots",
+    type=click.IntRange(min=1),
+    help="Draw this many training rows per label, and as many for dev.",
+)
+@click.option("--seed", default=13, show_default=True, help="Seed of the draw.")
+@click.option("--output", default="found-templates", show_default=True, type=click.Path(path_type=Path),
+              help="Folder that the .jinja files are written to.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace the templates of an earlier search there.")
+@model_options
+@json_option
+def search_template(as_json: bool, **params: Any) -> None:
+    """Find templates: a model writes the words around the label word.
+
+    Reads labelled rows of TASK (or of --data with --text-column), lets the generator write what
+    fits before and after the label words of all of them, and ranks what it wrote by zero-shot
+    accuracy on these rows, then by the score of the search.
+    """
+    from promptforge.plugins import build
+    from promptforge.template_search import search_template as search
+
+    folder: Path = params["output"]
+    _check_folder(folder, params["search"], params["force"])
+    if not params["task"] and not params["template"]:
+        if not (params["data"] and params["text_column"]):
+            raise UserError("Give a TASK, or --data FILE with --text-column.")
+        # Templates are what is looked for: this one only stands where one has to.
+        params["template"] = ("{{ mask }}",)
+    report = reporter()
+    roles = {"template-search": params["search"], "verbalizer": class_roles(params)["verbalizer"]}
+    setup = open_task(params, report, roles)
+    finder = build("template-search", params["search"], **setup.options["template-search"])
+    words = setup.words
+    verbalizer = build(
+        "verbalizer",
+        roles["verbalizer"],
+        **{**(words.options if words else {}), **setup.options["verbalizer"]},
+    )
+    train, dev = _data(setup, params)
+    backbone = load(params, report, replace(setup.task, patterns={}))
+    found = search(
+        backbone,
+        setup.task.with_words(words.patterns) if words else setup.task,
+        train,
+        search=finder,
+        generator=_generator(params, report),
+        dev=dev,
+        keep=params["keep"],
+        verbalizer=verbalizer,
+        report=report,
+    )
+    digits = len(str(len(found)))
+    named = {f"{params['search']}-{i:0{digits}}": t for i, t in enumerate(found, start=1)}
+    _write(folder, params["search"], named)
+    chance = 1 / len(setup.task.labels)
+    if as_json:
+        templates = [{"name": name, **asdict(t)} for name, t in named.items()]
+        print_json({
+            "output": str(folder), "search": params["search"], "options": finder.model_dump(),
+            "rows": len(train), "shots": params["shots"], "seed": params["seed"], "chance": chance,
+            "templates": templates,
+        })  # fmt: skip
+    else:
+        _show(named, folder, len(train), len(dev), chance)
+
+
+def _data(setup: Setup, params: dict[str, Any]) -> tuple[list[Example], list[Example]]:
+    """Rows to learn from, and rows to measure the templates on too."""
+    from promptforge.data import sample_shots
+
+    task = setup.task
+    train = setup.examples or setup.labelled(setup.table("train"))
+    source = params["dev"] or task.data.get("dev")
+    held: list[Example] = []
+    if params["shots"]:
+        train, held = sample_shots(
+            train, params["shots"], params["seed"], list(task.labels), dev=not source
+        )
+    return train, setup.labelled(source, complete=False) if source else held
+
+
+def _generator(params: dict[str, Any], report: Reporter) -> Backbone | None:
+    """The model of --generator; None where it is the model itself."""
+    name = params["generator"]
+    if not name or name == params["model"]:
+        return None
+    from promptforge.backbone import load_model
+
+    report.note(f"Loading {name}")
+    # The other model options are about the model that reads.
+    options = {key: params[key] for key in ("dtype", "device", "batch_tokens")}
+    return load_model(name, report=report, **options)
+
+
+def _check_folder(folder: Path, search: str, force: bool) -> None:
+    """Raise a `UserError` unless the templates can be written to `folder`."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file. Name a folder for the templates.")
+    place = folder if folder.exists() else folder.parent
+    if not place.is_dir():
+        raise UserError(f"There is no folder {place} to make {folder.name} in. Make it first.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{place} may not be written to: permission denied.")
+    there = sorted(folder.glob(f"{search}-*.jinja"))
+    if there and not force:
+        raise UserError(
+            f"{folder} holds templates of an earlier search ({there[0].name}): choose another --output, "
+            "or replace them with --force."
+        )
+
+
+def _write(folder: Path, search: str, named: dict[str, FoundTemplate]) -> None:
+    """Write the templates beside each other, in place of an earlier search's, all or none."""
+    made = not folder.exists()
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as draft:
+            for name, template in named.items():
+                path = Path(draft) / f"{name}.jinja"
+                path.write_text(template.source + "\n", encoding="utf-8", newline="\n")
+            for old in folder.glob(f"{search}-*.jinja"):
+                old.unlink()
+            for name in named:
+                (Path(draft) / f"{name}.jinja").replace(folder / f"{name}.jinja")
+    except OSError as error:
+        if made and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise PromptForgeError(
+            f"The templates could not be written to {folder}: {error.strerror or error}."
+        ) from None
+
+
+def _show(
+    named: dict[str, FoundTemplate], folder: Path, train: int, dev: int, chance: float
+) -> None:
+    from rich.table import Table
+
+    table = Table(title="Templates, best first", title_justify="left", show_edge=False)
+    table.add_column("name", style="bold", no_wrap=True)
+    table.add_column("template")
+    table.add_column("score", justify="right")
+    table.add_column("train", justify="right")
+    if dev:
+        table.add_column("dev", justify="right")
+    for name, found in named.items():
+        cells = [percent(found.train or 0.0), *([percent(found.dev or 0.0)] if dev else [])]
+        table.add_row(plain(name), plain(found.source), f"{found.score:.1f}", *cells)
+    table.add_row("chance", "", "", *[percent(chance)] * (2 if dev else 1), style="dim")
+    measured = f"{train} train" + (f", {dev} dev" if dev else "")
+    console().print(
+        table, f"\nZero-shot accuracy. Rows: {measured}. Templates written to [bold]{plain(folder)}[/]"
+    )  # fmt: skip

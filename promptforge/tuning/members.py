@@ -1,0 +1,96 @@
+"""Classifiers that tuning makes besides `PromptModel`: a classification head, and a group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from promptforge.backbone.weights import Weights
+from promptforge.classifier import Classifier, Probabilities, Rows
+from promptforge.progress import Reporter
+from promptforge.tuning.objectives import Head, Texts
+
+if TYPE_CHECKING:
+    from promptforge.backbone.base import Backbone
+
+
+class HeadModel(Classifier):
+    """A classification head on whole texts.
+
+    Args:
+        texts: how rows become summaries.
+        head: its scores are the classes'.
+        labels: in the order of the head's scores.
+        weights: the backbone's tuned weights.
+    """
+
+    def __init__(
+        self,
+        texts: Texts,
+        head: Head,
+        labels: Sequence[str],
+        weights: Weights | None = None,
+        report: Reporter | None = None,
+    ) -> None:
+        self.texts, self.head, self.labels = texts, head.eval(), tuple(labels)
+        self.weights = weights
+        self.report = report or Reporter()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The language model under the head."""
+        return self.texts.backbone
+
+    @torch.inference_mode()
+    def part_probabilities(self, rows: Rows, what: str = "Reading") -> dict[str, Probabilities]:
+        """Class probabilities, [rows, labels], under the name "head"."""
+        backbone = self.backbone
+        backbone.apply(self.weights)
+        encoded = self.texts.encode([dict(row) for row in rows])
+        out = np.empty((len(rows), len(self.labels)))
+        with self.report.meter(what, len(rows)) as meter:
+            for batch in backbone.batches(encoded):
+                pooled = self.texts.pooled([encoded[i] for i in batch.indices])
+                out[batch.indices] = self.head(pooled).double().softmax(-1).cpu().numpy()
+                meter.advance(len(batch.indices))
+        return {"head": out}
+
+
+class Ensemble(Classifier):
+    """Several classifiers whose probabilities are averaged.
+
+    Args:
+        members: name -> classifier; all for the same labels in the same order.
+        shares: how much each counts; equal by default.
+    """
+
+    def __init__(
+        self, members: Mapping[str, Classifier], shares: Mapping[str, float] | None = None
+    ) -> None:
+        self.members = dict(members)
+        self.labels = next(iter(self.members.values())).labels
+        self.shares = dict(shares or dict.fromkeys(self.members, 1.0))
+
+    def part_probabilities(self, rows: Rows, what: str = "Reading") -> dict[str, Probabilities]:
+        """Class probabilities of each member, [rows, labels]."""
+        return {
+            name: member.combined(member.part_probabilities(rows, f"{what}, {name}"))
+            for name, member in self.members.items()
+        }
+
+    def combined(self, parts: Mapping[str, Probabilities]) -> Probabilities:
+        """The weighted mean of the members' probabilities, [rows, labels]."""
+        total = sum(self.shares[name] for name in parts)
+        summed: Probabilities = np.sum(
+            [self.shares[n] / total * p for n, p in parts.items()], axis=0
+        )
+        return summed
+
+
+def head_tensors(head: Head) -> dict[str, Tensor]:
+    """The head's values by name."""
+    return {name: p.detach().clone() for name, p in head.named_parameters()}

@@ -1,0 +1,97 @@
+"""The settings of a training, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from promptforge.errors import UserError, did_you_mean, listed
+
+
+class Settings(BaseModel):
+    """How a model is trained: the same names on the command line, in `forge.toml` and in Python.
+
+    `learning_rate` and `batch_size` take several values: each pair is tried, and the
+    development rows decide.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(250, ge=1, description="Updates of the weights.")
+    batch_size: int | list[int] = Field(8, description="Rows per update.")
+    learning_rate: float | list[float] = Field(3e-5, description="Highest learning rate.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="How the learning rate falls after the warm-up."
+    )
+    warmup: float = Field(0.06, ge=0, lt=1, description="Share of the steps with a rising rate.")
+    weight_decay: float = Field(
+        0.01, ge=0, description="Of matrices; never of biases, norms and embeddings."
+    )
+    accumulate: int = Field(1, ge=1, description="Parts that a batch is computed in.")
+    clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0: any.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="bfloat16 on processors and GPUs that compute with it; else float32."
+    )
+    dropout: bool = Field(True, description="Use the model's dropout while training.")
+    eval_every: int = Field(
+        0, ge=0, description="Steps between looks at the development rows; 0: ten looks in all."
+    )
+    patience: int = Field(
+        0, ge=0, description="Looks without gain before a training stops; 0: never stops early."
+    )
+    save_every: int = Field(
+        0, ge=0, description="Steps between checkpoints; 0: about once a minute."
+    )
+
+    @classmethod
+    def of(cls, **values: Any) -> Settings:
+        """Settings with `values`; a `UserError` names the one that is wrong."""
+        try:
+            made = cls(**values)
+        except ValidationError as error:
+            known = list(cls.model_fields)
+            lines = []
+            for problem in error.errors():
+                key = str(problem["loc"][0])
+                lines.append(
+                    f"There is no setting {key!r}.{did_you_mean(key, known)} There are: {listed(known, 30)}."
+                    if problem["type"] == "extra_forbidden"
+                    else f"setting {key}: {problem['msg']} (given: {problem['input']!r})."
+                )
+            raise UserError("\n".join(dict.fromkeys(lines))) from None
+        for one in made.grid():
+            if not (one.rate > 0 and one.rows >= 1):
+                raise UserError("learning_rate and batch_size must be above zero.")
+            if one.rows % made.accumulate:
+                raise UserError(
+                    f"batch_size {one.rows} cannot be split into accumulate={made.accumulate} equal parts."
+                )
+        return made
+
+    def grid(self) -> list[Settings]:
+        """One settings per pair of learning rate and batch size."""
+        rates = self.learning_rate if isinstance(self.learning_rate, list) else [self.learning_rate]
+        sizes = self.batch_size if isinstance(self.batch_size, list) else [self.batch_size]
+        return [
+            self.model_copy(update={"learning_rate": rate, "batch_size": size})
+            for rate, size in product(rates, sizes)
+        ]
+
+    @property
+    def rate(self) -> float:
+        """The learning rate; the first where there are several."""
+        rate = self.learning_rate
+        return rate[0] if isinstance(rate, list) else rate
+
+    @property
+    def rows(self) -> int:
+        """The batch size; the first where there are several."""
+        size = self.batch_size
+        return size[0] if isinstance(size, list) else size
+
+    @property
+    def looks(self) -> int:
+        """Steps between two looks at the development rows."""
+        return self.eval_every or max(1, self.steps // 10)

@@ -1,0 +1,292 @@
+"""The tuner: trains members one by one, never twice, and hands strategies all they may use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from promptforge import artifact
+from promptforge.backbone.base import Backbone
+from promptforge.classifier import Classifier
+from promptforge.data import Example, Row
+from promptforge.errors import UserError
+from promptforge.model import PromptModel
+from promptforge.plugins import build
+from promptforge.progress import Reporter
+from promptforge.selection import DemonstrationSelector
+from promptforge.task import Task
+from promptforge.tuning.loop import Target, Trained, Training
+from promptforge.tuning.members import HeadModel, head_tensors
+from promptforge.tuning.method import TuningMethod
+from promptforge.tuning.objectives import Head, HeadObjective, PromptObjective, Texts
+from promptforge.tuning.settings import Settings
+from promptforge.verbalizer import Verbalizer
+
+
+@dataclass(frozen=True)
+class Member:
+    """One training.
+
+    Attributes:
+        name: unique in a run; also the name of its folder.
+        targets: what it is trained on.
+        pattern: the pattern of the prompt; None trains a classification head on whole texts.
+        seed: decides order, dropout and, for a head, its first values.
+        settings: in place of the tuner's.
+        pooling: of the texts under a head.
+        task: in place of the tuner's task (other words for the pattern).
+    """
+
+    name: str
+    targets: Sequence[Target]
+    pattern: str | None
+    seed: int
+    settings: Settings | None = None
+    pooling: str = "mean"
+    task: Task | None = None
+
+
+@dataclass
+class Tuner:
+    """What a strategy works with.
+
+    Attributes:
+        backbone: the language model, with its own weights.
+        task: labels and the chosen patterns.
+        train, dev: labelled rows; `dev` may be empty, and then nothing is chosen.
+        unlabeled: rows without labels; may be empty.
+        settings, method: how, and what is trained.
+        verbalizer: an unbound prototype; each member gets a copy.
+        demonstrations: a fitted selector, or None.
+        samples: draws of demonstrations that are averaged when predicting.
+        folder: where members are kept; None: in memory only.
+        class_weight: label -> how much its rows count.
+    """
+
+    backbone: Backbone
+    task: Task
+    train: list[Example]
+    dev: list[Example] = field(default_factory=list)
+    unlabeled: list[Row] = field(default_factory=list)
+    settings: Settings = field(default_factory=Settings)
+    method: TuningMethod = field(default_factory=lambda: build("method", "all"))
+    verbalizer: Verbalizer = field(default_factory=lambda: build("verbalizer", "manual"))
+    demonstrations: DemonstrationSelector | None = None
+    samples: int = 1
+    seed: int = 13
+    folder: Path | None = None
+    report: Reporter = field(default_factory=Reporter)
+    class_weight: Mapping[str, float] = field(default_factory=dict)
+    row_weights: Sequence[float] = ()
+    #: member -> how its training went
+    trained: dict[str, Trained] = field(default_factory=dict)
+
+    # --- what strategies use --------------------------------------------------------------
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, in order."""
+        return tuple(self.task.labels)
+
+    def targets(self) -> list[Target]:
+        """The labelled rows as hard targets; `key` is their place in `train`."""
+        weights = list(self.row_weights) or [1.0] * len(self.train)
+        return [
+            self.hard(e.row, e.label, weight=w, key=i)
+            for i, (e, w) in enumerate(zip(self.train, weights, strict=True))
+        ]
+
+    def hard(self, row: Row, label: str, *, weight: float = 1.0, key: int = -1) -> Target:
+        """A row with one label; class weights count."""
+        shares = tuple(float(label == other) for other in self.labels)
+        return Target(row, shares, weight * self.class_weight.get(label, 1.0), key=key)
+
+    def untrained(self, task: Task | None = None, *, remember: bool = True) -> PromptModel:
+        """The prompt model as it is before tuning."""
+        return PromptModel(
+            self.backbone,
+            task or self.task,
+            verbalizer=self.verbalizer.model_copy(deep=True),
+            demonstrations=self.demonstrations,
+            samples=self.samples,
+            remember=remember,
+            report=self.report,
+        )
+
+    def members(self, members: Sequence[Member]) -> dict[str, Classifier]:
+        """Train members; those that a run has finished before are only read."""
+        names = [m.name for m in members]
+        if len(set(names)) < len(names):
+            raise UserError("Two members of a strategy have the same name.")
+        return {member.name: self.member(member) for member in members}
+
+    def member(self, member: Member) -> Classifier:
+        """Train one member with the best of the settings' pairs, chosen on the dev rows."""
+        home = self.folder / "members" / member.name if self.folder else None
+        identity = self._identity(member)
+        if home is not None and (home / artifact.FILE).is_file():
+            return self._finished(home, member, identity)
+        grid = (member.settings or self.settings).grid()
+        if len(grid) > 1 and not self.dev:
+            raise UserError(
+                f"{len(grid)} pairs of learning rate and batch size are chosen between on development "
+                "rows, and there are none: give --dev, or one learning rate and one batch size."
+            )
+        best: tuple[float, Classifier, Trained] | None = None
+        for number, settings in enumerate(grid):
+            part = home.with_name(f"{member.name}.parts") / str(number) if home else None
+            classifier, trained = self._train(member, settings, part, f"{identity}:{number}")
+            score = trained.best if trained.best is not None else -math.inf
+            if best is None or score > best[0]:
+                best = (score, classifier, trained)
+        assert best is not None
+        self.trained[member.name] = best[2]
+        if home is not None:
+            about = {"identity": identity, "trained": vars(best[2])}
+            artifact.save(best[1], home, about)
+            _remove(home.with_name(f"{member.name}.parts"))
+        return best[1]
+
+    # --- one training ---------------------------------------------------------------------
+
+    def _train(
+        self, member: Member, settings: Settings, folder: Path | None, identity: str
+    ) -> tuple[Classifier, Trained]:
+        torch.manual_seed(member.seed)
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+        make = self._prompt if member.pattern is not None else self._head
+        objective, classifier, finish = make(member, settings)
+        score = None
+        if self.dev:
+
+            def score() -> float:
+                objective.commit()
+                return dev_score(classifier, self.dev)
+
+        label = f"Tuning {member.name}"
+        if settings != (member.settings or self.settings):
+            label += f", learning rate {settings.rate:g}, batch {settings.rows}"
+        training = None
+        try:
+            training = Training(
+                objective, member.targets, settings, seed=member.seed, folder=folder,
+                score=score, report=self.report, identity=identity,
+            )  # fmt: skip
+            trained = training.run(label)
+            return finish(), trained
+        except KeyboardInterrupt:
+            if training:
+                training.interrupted()
+            raise
+        finally:
+            objective.close()
+
+    def _prompt(
+        self, member: Member, settings: Settings
+    ) -> tuple[PromptObjective, Classifier, Callable[[], Classifier]]:
+        assert member.pattern is not None
+        pattern, task = member.pattern, (member.task or self.task).choose([member.pattern])
+        live = self.untrained(task, remember=False)
+        live.warn_cuts = False
+        objective = PromptObjective(live, pattern, self.method, member.targets)
+
+        def finish() -> Classifier:
+            made = self.untrained(task)
+            made.weights = objective.weights()
+            own = objective.own_tensors()
+            made.tuned = {pattern: own} if own else {}
+            return made
+
+        live.samples = 1
+        return objective, live, finish
+
+    def _head(
+        self, member: Member, settings: Settings
+    ) -> tuple[HeadObjective, Classifier, Callable[[], Classifier]]:
+        backbone, labels = self.backbone, self.labels
+        texts = Texts(backbone, self.task.inputs, member.pooling)
+        rate = dropout_of(backbone)
+        head = Head(backbone.width, len(labels), rate).to(backbone.device)
+        objective = HeadObjective(texts, head, self.method, member.targets)
+        live = HeadModel(texts, head, labels)
+
+        def finish() -> Classifier:
+            done = Head(backbone.width, len(labels), rate)
+            done.load_state_dict(head_tensors(head))
+            return HeadModel(
+                texts, done.to(backbone.device), labels, objective.weights(), self.report
+            )
+
+        return objective, live, finish
+
+    def _finished(self, home: Path, member: Member, identity: str) -> Classifier:
+        about = json.loads((home / artifact.FILE).read_text(encoding="utf-8"))["about"]
+        if about["identity"] != identity:
+            raise UserError(
+                f"{home} was trained on other data or with other settings. Use another --run folder, "
+                "or delete this one."
+            )
+        self.trained[member.name] = Trained(**about["trained"])
+        return artifact.load(home, backbone=self.backbone, report=self.report)
+
+    def _identity(self, member: Member) -> str:
+        """A hash of all that decides what a member becomes."""
+        settings = member.settings or self.settings
+        task = (member.task or self.task).to_json()
+        told = {
+            "targets": [(sorted(map(str, t.row.items())), t.shares, t.weight, t.temperature)
+                        for t in member.targets],
+            "dev": [(sorted(map(str, e.row.items())), e.label) for e in self.dev],
+            "pattern": [member.pattern, task["patterns"].get(member.pattern or ""), task["labels"]],
+            "seed": member.seed, "pooling": member.pooling,
+            "settings": settings.model_dump(exclude={"save_every"}),
+            "method": [self.method.name, self.method.model_dump(mode="json")],
+            "verbalizer": [self.verbalizer.name, self.verbalizer.model_dump(mode="json")],
+            "demonstrations": self.demonstrations
+            and [self.demonstrations.name, self.demonstrations.model_dump(mode="json")],
+            "backbone": self.backbone.checksum,
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    def with_(self, **changes: Any) -> Tuner:
+        """The same tuner with some attributes changed; it shares the record of trainings."""
+        return replace(self, **changes)
+
+
+def dev_score(classifier: Classifier, dev: Sequence[Example]) -> float:
+    """Accuracy; among equals the higher mean log-probability of the true labels counts.
+
+    With 16 rows a label many looks tie in accuracy, and the likelihood tells them apart.
+    """
+    index = {label: i for i, label in enumerate(classifier.labels)}
+    probabilities = classifier.predict_proba([e.row for e in dev])
+    truth = [index[e.label] for e in dev]
+    right = sum(int(p.argmax() == t) for p, t in zip(probabilities, truth, strict=True))
+    likelihood = sum(
+        math.log(max(float(p[t]), 1e-12)) for p, t in zip(probabilities, truth, strict=True)
+    )
+    return (right + likelihood / 1000 / len(dev)) / len(dev)
+
+
+def dropout_of(backbone: Backbone) -> float:
+    """The dropout rate of a head: the model's own, else a tenth."""
+    config = backbone.model.config.get_text_config()
+    for name in ("classifier_dropout", "hidden_dropout_prob", "dropout_rate", "dropout"):
+        rate = getattr(config, name, None)
+        if isinstance(rate, float):
+            return rate
+    return 0.1
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
