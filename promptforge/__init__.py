@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from promptforge.tuning.method import TuningMethod as TuningMethod
     from promptforge.tuning.settings import Settings as Settings
     from promptforge.tuning.strategy import Strategy as Strategy
+    from promptforge.tuning.train import Run as Run
+    from promptforge.tuning.train import train as train
     from promptforge.verbalizer import LabelWords as LabelWords
     from promptforge.verbalizer import Verbalizer as Verbalizer
 
@@ -66,6 +68,7 @@ _HOMES = {
     "PromptModel": "model",
     "Reader": "data",
     "Readout": "readout",
+    "Run": "tuning.train",
     "Scorer": "scoring",
     "Settings": "tuning.settings",
     "Strategy": "tuning.strategy",
@@ -82,6 +85,7 @@ _HOMES = {
     "sample_shots": "data",
     "search_template": "template_search",
     "search_verbalizer": "search",
+    "train": "tuning.train",
 }
 
 __all__ = ["PromptForgeError", "UserError", "__version__", "hookimpl", *sorted(_HOMES)]

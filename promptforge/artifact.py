@@ -26,8 +26,10 @@ from promptforge.task import Task
 from promptforge.tuning import checkpoint
 from promptforge.tuning.members import Ensemble, HeadModel
 from promptforge.tuning.objectives import Head, Texts
+from promptforge.tuning.run import ARTIFACT_FILE as FILE
+from promptforge.tuning.run import find_artifact
 
-FILE, TENSORS, MEMBERS = "artifact.json", "weights.safetensors", "members"
+TENSORS, MEMBERS = "weights.safetensors", "members"
 FORMAT = "promptforge-artifact"
 
 
@@ -111,11 +113,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_artifact(path: str | Path) -> bool:
-    """Whether a folder is an artifact, or a run that ended with one."""
-    return (Path(path) / FILE).is_file() or (Path(path) / "artifact" / FILE).is_file()
-
-
 def load(
     path: str | Path,
     *,
@@ -134,9 +131,9 @@ def load(
         UserError: no artifact there; another backbone than the one it was tuned from.
         PromptForgeError: its files are damaged.
     """
-    folder = Path(path)
-    if not (folder / FILE).is_file() and (folder / "artifact" / FILE).is_file():
-        folder /= "artifact"
+    folder = find_artifact(path)
+    if folder is None:
+        raise UserError(f"There is no artifact in {path} (no {FILE}).")
     return _read(folder, backbone, report or Reporter(), options)
 
 
@@ -197,7 +194,9 @@ def _prompt_model(
         saved = data["demonstrations"]
         demonstrations = build("demonstrations", saved["name"], **saved["options"])
         examples = [Example(e["row"], e["label"], e["number"]) for e in saved["examples"]]
-        fit_selector(demonstrations, examples, list(task.labels), columns=task.inputs)
+        fit_selector(
+            demonstrations, examples, list(task.labels), columns=task.inputs, report=report
+        )
     tuned: dict[str, dict[str, Any]] = {}
     for key, value in tensors.items():
         kind, _, rest = key.partition("/")

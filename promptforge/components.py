@@ -9,6 +9,7 @@ task file and in Python (`build("search", "petal", candidates=500)`).
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -130,7 +131,7 @@ class Registry:
 
 
 def parse_options(
-    pairs: list[str], chosen: dict[str, type[Component]]
+    pairs: list[str], chosen: Mapping[str, type[BaseModel]]
 ) -> dict[str, dict[str, Any]]:
     """`["search.candidates=500", "mu=2"]` to `{"search": {"candidates": 500}, ...}`.
 

@@ -177,6 +177,8 @@ class PromptModel(Classifier):
         if not rows:
             raise UserError("There are no rows to read.")
         self.backbone.apply(self.weights)
+        if self.demonstrations is not None:
+            self.demonstrations.prepare(rows)
         encoded = self.encode(pattern, [self.prompt(pattern, row, draw) for row in rows])
         self._count_cuts(encoded, pattern)
         label = f"{what}, pattern {pattern}" if len(self.task.patterns) > 1 else what

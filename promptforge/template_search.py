@@ -200,6 +200,7 @@ def _measured(
     """Each template with its zero-shot accuracy on the examples."""
     rows = [e.row for e in examples]
     out = []
+    cut = 0
     with report.meter("Measuring", len(found), "templates") as meter:
         for template in found:
             pattern = Pattern("found", template.template, words)
@@ -210,5 +211,10 @@ def _measured(
             said = model.predict(rows)
             hits = sum(e.label == label for e, label in zip(examples, said, strict=True))
             out.append((template, hits / len(examples)))
+            cut = max(cut, *model.cut_rows.values(), 0)
             meter.advance()
+    if cut:
+        report.warn(
+            f"Up to {cut} of {len(rows)} rows were cut to fit {backbone.encoder.max_length} tokens."
+        )
     return out

@@ -79,7 +79,7 @@ def test_as_a_module_and_in_a_shell() -> None:
         _PROMPTFORGE_COMPLETE="bash_complete",
         **words,
     )
-    assert done.stdout == "plain,search-verbalizer\n"
+    assert done.stdout == "plain,search-verbalizer\nplain,search-template\n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -190,7 +190,8 @@ def test_evaluate(command: Command, tiny_model: Folder, reviews: Path) -> None:
     figures = command(*base, "--json").json
     assert list(figures) == ["it-was"]
     assert set(figures["it-was"]) == {
-        "labels", "rows", "accuracy", "macro_f1", "per_label", "confusion", "calibration_error", "chance", "majority"
+        "labels", "rows", "accuracy", "macro_f1", "per_label", "confusion", "calibration_error", "chance", "majority",
+        "interval",
     }  # fmt: skip
     assert figures["it-was"]["rows"] == 40
     assert sum(map(sum, figures["it-was"]["confusion"])) == 40

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 @model_options
 @json_option
 def evaluate(as_json: bool, **params: Any) -> None:
-    """Measure accuracy, macro-F1, each label, confusion and calibration on labelled rows."""
+    """Measure accuracy, macro-F1, each label, confusion and calibration on labelled rows.
+
+    TASK may also be the folder of a run or of an artifact: then what was tuned is measured.
+    """
     setup = open_task(params, reporter(), class_roles(params))
     examples = setup.examples or setup.labelled(setup.table(params["split"]), complete=False)
     examples = examples[: params["limit"]]

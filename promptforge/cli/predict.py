@@ -21,9 +21,9 @@ from promptforge.cli.setup import (
 from promptforge.errors import UserError
 
 if TYPE_CHECKING:
+    from promptforge.classifier import Classifier
     from promptforge.cli.setup import Setup
     from promptforge.data import Row
-    from promptforge.model import PromptModel
     from promptforge.progress import Reporter
 
 
@@ -57,10 +57,12 @@ if TYPE_CHECKING:
 def predict(output: str, format_: str, chunk: int, resume: bool, **params: Any) -> None:
     """Classify the rows of a table.
 
+    TASK may also be the folder of a run or of an artifact: then what was tuned predicts.
     Writes every input column, then `prediction` and a probability per label. Rows stream: the
     memory does not grow with the table, and the order is kept.
     """
     from promptforge.data import iter_rows
+    from promptforge.model import PromptModel
     from promptforge.output import RowWriter
 
     setup = open_task(params, reporter(), class_roles(params), labelled=False)
@@ -89,9 +91,10 @@ def predict(output: str, format_: str, chunk: int, resume: bool, **params: Any) 
         format=None if to_file else format_,
     )
     model = build_model(setup, remember=False)
-    model.warn_cuts = False
-    model.cut.clear()
-    model.cut_rows.clear()
+    if isinstance(model, PromptModel):
+        model.warn_cuts = False
+        model.cut.clear()
+        model.cut_rows.clear()
     with out as writer, setup.report.meter("Predicting", None) as meter:
         if writer.done:
             setup.report.note(f"Going on after {writer.done} rows")
@@ -111,9 +114,11 @@ def predict(output: str, format_: str, chunk: int, resume: bool, **params: Any) 
             _warn_cuts(model, writer.rows - before, setup.report)
 
 
-def _warn_cuts(model: PromptModel, rows: int, report: Reporter) -> None:
+def _warn_cuts(model: Classifier, rows: int, report: Reporter) -> None:
     """One warning for the whole run: how many rows were cut, and by how many tokens."""
-    if not model.cut_rows:
+    from promptforge.model import PromptModel
+
+    if not isinstance(model, PromptModel) or not model.cut_rows:
         return
     several = len(model.task.patterns) > 1
     cut = ", ".join(
@@ -125,7 +130,7 @@ def _warn_cuts(model: PromptModel, rows: int, report: Reporter) -> None:
     report.warn(f"{cut} rows were cut to fit {limit} tokens, in all: {tokens}.")
 
 
-def _predicted(model: PromptModel, rows: list[Row]) -> list[Row]:
+def _predicted(model: Classifier, rows: list[Row]) -> list[Row]:
     probabilities = model.predict_proba(rows)
     best = probabilities.argmax(1)
     return [

@@ -126,6 +126,11 @@ def _generator(params: dict[str, Any], report: Reporter) -> Backbone | None:
     return load_model(name, report=report, **options)
 
 
+def _earlier(folder: Path, search: str) -> list[Path]:
+    """The templates that a search of this name has written there."""
+    return sorted(folder.glob(f"{search}-[0-9]*.jinja"))
+
+
 def _check_folder(folder: Path, search: str, force: bool) -> None:
     """Raise a `UserError` unless the templates can be written to `folder`."""
     if folder.exists() and not folder.is_dir():
@@ -135,7 +140,7 @@ def _check_folder(folder: Path, search: str, force: bool) -> None:
         raise UserError(f"There is no folder {place} to make {folder.name} in. Make it first.")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"{place} may not be written to: permission denied.")
-    there = sorted(folder.glob(f"{search}-*.jinja"))
+    there = _earlier(folder, search)
     if there and not force:
         raise UserError(
             f"{folder} holds templates of an earlier search ({there[0].name}): choose another --output, "
@@ -144,7 +149,7 @@ def _check_folder(folder: Path, search: str, force: bool) -> None:
 
 
 def _write(folder: Path, search: str, named: dict[str, FoundTemplate]) -> None:
-    """Write the templates beside each other, in place of an earlier search's, all or none."""
+    """Write the templates aside, then move them in place of an earlier search's."""
     made = not folder.exists()
     try:
         folder.mkdir(exist_ok=True)
@@ -152,16 +157,18 @@ def _write(folder: Path, search: str, named: dict[str, FoundTemplate]) -> None:
             for name, template in named.items():
                 path = Path(draft) / f"{name}.jinja"
                 path.write_text(template.source + "\n", encoding="utf-8", newline="\n")
-            for old in folder.glob(f"{search}-*.jinja"):
-                old.unlink()
-            for name in named:
-                (Path(draft) / f"{name}.jinja").replace(folder / f"{name}.jinja")
+            for path in sorted(Path(draft).iterdir()):
+                path.replace(folder / path.name)
+            for old in _earlier(folder, search):
+                if old.stem not in named:
+                    old.unlink()
     except OSError as error:
-        if made and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
         raise PromptForgeError(
             f"The templates could not be written to {folder}: {error.strerror or error}."
         ) from None
+    finally:
+        if made and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _show(

@@ -12,8 +12,10 @@ import rich_click as click
 from promptforge.errors import UserError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from promptforge.classifier import Classifier
     from promptforge.data import Example, ReaderChoice, Row
-    from promptforge.model import PromptModel
     from promptforge.progress import Reporter
     from promptforge.selection import DemonstrationSelector
     from promptforge.task import Task
@@ -116,6 +118,7 @@ class Setup:
         options: role -> what `-o` says for it.
         reader: how every table is read.
         words: the label words of `--verbalizer FILE`.
+        artifact: the tuned classifier that TASK names, where it names one.
         examples: the labelled rows of `--data`, where the task was made from them.
     """
 
@@ -125,6 +128,7 @@ class Setup:
     options: dict[str, dict[str, Any]]
     reader: ReaderChoice
     words: LabelWords | None = None
+    artifact: Path | None = None
     examples: list[Example] = field(default_factory=list)
 
     def table(self, split: str) -> str:
@@ -164,12 +168,16 @@ def open_task(
 
     from promptforge.plugins import manager
     from promptforge.task import Task, task_from_data
+    from promptforge.tuning.run import find_artifact
 
     manager().pm.hook.promptforge_configure(settings=params)
     templates = [read_template(t, i) for i, t in enumerate(params.get("template") or ())]
     words = _label_words(params)
     table = params.get("data")
     found: list[Example] = []
+    tuned = find_artifact(params["task"]) if params.get("task") else None
+    if tuned is not None:
+        return _open_artifact(tuned, params, report)
     if params.get("task"):
         if params.get("text_column"):
             raise UserError(
@@ -213,7 +221,26 @@ def open_task(
         words.check_labels(list(task.labels), str(params["verbalizer"]))
         for pattern in task.patterns:
             words.words_for(pattern)
-    return Setup(task, report, params, options, reader, words, found)
+    return Setup(task, report, params, options, reader, words, examples=found)
+
+
+def _open_artifact(folder: Path, params: dict[str, Any], report: Reporter) -> Setup:
+    """The task of a tuned classifier; what it was tuned with cannot be changed here."""
+    from promptforge.task import Task
+    from promptforge.tuning.run import artifact_task
+
+    for name in ("template", "text_column", "pattern", "verbalizer", "calibration",
+                 "demonstrations", "model"):  # fmt: skip
+        if params.get(name):
+            raise UserError(
+                f"--{name.replace('_', '-')} cannot be changed in {folder}: it is part of what was tuned."
+            )
+    task = Task.from_json(artifact_task(folder))
+    table = params.get("data")
+    if not table:
+        raise UserError(f"{folder} brings no data: give --data FILE.")
+    options, reader = options_of(params, {}, table)
+    return Setup(task, report, params, options, reader, artifact=folder)
 
 
 def class_roles(params: dict[str, Any]) -> dict[str, str | None]:
@@ -243,8 +270,14 @@ def options_of(
         chosen |= {"reader": named or (choose_reader(source).name if source else "csv")}
         # A role's class may need torch to be imported: load those that are meant.
         prefixes = {pair.partition("=")[0].strip().rpartition(".")[0] for pair in pairs}
-        meant = prefixes if prefixes <= chosen.keys() else chosen.keys()
-        classes = {role: component(role, name) for role, name in chosen.items() if role in meant}
+        meant = prefixes if prefixes <= {*chosen, *roles} else chosen.keys()
+        classes: dict[str, type[BaseModel]] = {
+            role: component(role, name) for role, name in chosen.items() if role in meant
+        }
+        if "settings" in roles:
+            from promptforge.tuning.settings import Settings
+
+            classes["settings"] = Settings
         found |= parse_options(pairs, classes)
     choice = ReaderChoice(named, found.pop("reader", {}))
     if choice.options and source:
@@ -283,8 +316,8 @@ def verbalizer_name(params: dict[str, Any], words: LabelWords | None) -> str:
 
 def build_model(
     setup: Setup, rows: Sequence[Row] | None = None, *, remember: bool = True
-) -> PromptModel:
-    """The prompt model: options checked first, then the model loaded, then calibrated.
+) -> Classifier:
+    """The classifier: options checked first, then the model loaded, then calibrated.
 
     Args:
         setup: the task.
@@ -294,6 +327,11 @@ def build_model(
     from promptforge.model import PromptModel
     from promptforge.plugins import build
 
+    if setup.artifact is not None:
+        from promptforge.artifact import load as load_artifact
+
+        given = {key: setup.params[key] for key in ("device", "dtype", "batch_tokens")}
+        return load_artifact(setup.artifact, report=setup.report, **given)
     params, words, options = setup.params, setup.words, setup.options
     verbalizer = build(
         "verbalizer",

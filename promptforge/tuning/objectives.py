@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ from promptforge.backbone.base import Backbone
 from promptforge.backbone.weights import CompactVocabulary, Tunable, Weights
 from promptforge.data import Row
 from promptforge.encode import Encoded
+from promptforge.errors import UserError
 from promptforge.readout import Readout
 from promptforge.template import COLUMN, Prompt, Sep, Text
 from promptforge.tuning.loop import Objective, Target
@@ -82,20 +84,32 @@ class PromptObjective(_Tuned):
         model: renders, encodes and binds; its backbone is tuned.
         pattern: which of its patterns.
         targets: every row that will be trained on.
+        alpha: share of the masked-LM loss on unlabelled rows: `(1-a) L_CE + a L_MLM`.
+        unlabeled: rows for it.
     """
 
     def __init__(
-        self, model: PromptModel, pattern: str, method: TuningMethod, targets: Sequence[Target]
+        self,
+        model: PromptModel,
+        pattern: str,
+        method: TuningMethod,
+        targets: Sequence[Target],
+        *,
+        alpha: float = 0.0,
+        unlabeled: Sequence[Row] = (),
     ) -> None:
         self._prompted, self._pattern = model, pattern
+        self._alpha = alpha
+        self._masked = MaskedWords(model, pattern, unlabeled) if alpha else None
         rows = {id(t.row): t.row for t in targets}
         encoded = model.encode(pattern, [model.prompt(pattern, row) for row in rows.values()])
         self._encoded: dict[int, Encoded] = dict(zip(rows, encoded, strict=True))
         self.verbalizer = model.verbalizer(pattern, encoded[0])
         read = self.verbalizer.tokens_read()
         tokens = None
-        # Demonstrations bring other texts at every step, so the vocabulary stays whole.
-        if read is not None and model.demonstrations is None:
+        # Demonstrations bring other texts at every step, and the masked-LM loss reads every
+        # word's logit, so with them the vocabulary stays whole.
+        if read is not None and model.demonstrations is None and not alpha:
             tokens = [*read, *(t for e in encoded for t in (*e.ids, *e.decoder_ids))]
         super().__init__(model.backbone, method, tokens)
 
@@ -117,9 +131,82 @@ class PromptObjective(_Tuned):
         try:
             readout = Readout(backbone, encoded, backbone.read(encoded))
             shares, weight, temperature = tensors(targets, backbone.device)
-            return self.verbalizer.loss(readout, shares, temperature) * weight
+            loss = self.verbalizer.loss(readout, shares, temperature) * weight
         finally:
             backbone.compact = None
+        if self._masked is None:
+            return loss
+        return (1 - self._alpha) * loss + self._alpha * self._masked.loss(len(targets), draw)
+
+
+class MaskedWords:
+    """The masked-LM loss on unlabelled rows in a pattern (Schick & Schuetze 2021, section 3.2).
+
+    Three unlabelled rows go with each labelled one. Of their words 15 % are to be found again:
+    80 % of those are masked, 10 % replaced by a random token, 10 % left (Devlin et al. 2019). The
+    label mask, special and soft tokens are never among them. Draws come from torch's generator,
+    which a checkpoint keeps.
+
+    Args:
+        model: renders and encodes; a masked language model.
+        pattern: which of its patterns.
+        rows: unlabelled rows.
+
+    Raises:
+        UserError: another kind of model, or no rows.
+    """
+
+    RATIO = 3
+    SHARE = 0.15
+
+    def __init__(self, model: PromptModel, pattern: str, rows: Sequence[Row]) -> None:
+        backbone = model.backbone
+        if backbone.family != "masked":
+            raise UserError(
+                f"alpha: the masked-LM loss needs a masked language model, and {backbone.name} is "
+                f"{backbone.family}. Leave alpha at 0, or choose a masked model."
+            )
+        if not rows:
+            raise UserError(
+                "alpha: the masked-LM loss is taken on rows without labels, and there are none: give "
+                "--unlabeled FILE, or leave alpha at 0."
+            )
+        self._model, self._pattern, self._rows = model, pattern, rows
+
+    def hidden(self, encoded: Encoded) -> tuple[Encoded, list[int]]:
+        """A prompt with some of its words hidden, read where they stood, and their token ids."""
+        backbone = self._model.backbone
+        spans = [(s.start, s.length) for s in encoded.slots]
+        spans += [(s.start, s.length) for s in encoded.soft]
+        fixed = {p for start, length in spans for p in range(start, start + length)}
+        words = [
+            p for p, token in enumerate(encoded.ids)
+            if p not in fixed and token not in backbone.text.special_ids
+        ]  # fmt: skip
+        chosen = [p for p, x in zip(words, torch.rand(len(words)).tolist(), strict=True)
+                  if x < self.SHARE]  # fmt: skip
+        ids = list(encoded.ids)
+        for place, x in zip(chosen, torch.rand(len(chosen)).tolist(), strict=True):
+            if x < 0.8:
+                ids[place] = backbone.tokenizer.mask_token_id
+            elif x < 0.9:
+                ids[place] = int(torch.randint(backbone.vocabulary, ()))
+        return replace(encoded, ids=tuple(ids), reads=tuple(chosen)), [
+            encoded.ids[p] for p in chosen
+        ]
+
+    def loss(self, rows: int, draw: int) -> Tensor:
+        """Mean cross-entropy of the hidden words of the unlabelled rows that go with `rows`."""
+        model, backbone = self._model, self._model.backbone
+        picked = torch.randint(len(self._rows), (self.RATIO * rows,)).tolist()
+        prompts = [model.prompt(self._pattern, self._rows[i], draw) for i in picked]
+        made = [self.hidden(e) for e in model.encode(self._pattern, prompts)]
+        batch = backbone.collate([e for e, _ in made], list(range(len(made))))
+        words = torch.tensor([t for _, tokens in made for t in tokens], device=backbone.device)
+        if not len(words):
+            return torch.zeros((), device=backbone.device)
+        logits = backbone.logits(backbone.hidden(batch)).float()
+        return nn.functional.cross_entropy(logits, words)
 
 
 class Head(nn.Module):
@@ -165,8 +252,6 @@ class Texts:
         return [self._read(self.backbone.summary(e)) for e in encoded]
 
     def _read(self, encoded: Encoded) -> Encoded:
-        from dataclasses import replace
-
         return replace(encoded, reads=encoded.reads[:1]) if self.pooling == "first" else encoded
 
     def pooled(self, encoded: Sequence[Encoded]) -> Tensor:

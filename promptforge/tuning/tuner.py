@@ -26,6 +26,7 @@ from promptforge.tuning.loop import Target, Trained, Training
 from promptforge.tuning.members import HeadModel, head_tensors
 from promptforge.tuning.method import TuningMethod
 from promptforge.tuning.objectives import Head, HeadObjective, PromptObjective, Texts
+from promptforge.tuning.run import ARTIFACT_FILE
 from promptforge.tuning.settings import Settings
 from promptforge.verbalizer import Verbalizer
 
@@ -42,6 +43,7 @@ class Member:
         settings: in place of the tuner's.
         pooling: of the texts under a head.
         task: in place of the tuner's task (other words for the pattern).
+        alpha: share of the masked-LM loss on the tuner's unlabelled rows; with a pattern only.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Member:
     settings: Settings | None = None
     pooling: str = "mean"
     task: Task | None = None
+    alpha: float = 0.0
 
 
 @dataclass
@@ -131,7 +134,7 @@ class Tuner:
         """Train one member with the best of the settings' pairs, chosen on the dev rows."""
         home = self.folder / "members" / member.name if self.folder else None
         identity = self._identity(member)
-        if home is not None and (home / artifact.FILE).is_file():
+        if home is not None and (home / ARTIFACT_FILE).is_file():
             return self._finished(home, member, identity)
         grid = (member.settings or self.settings).grid()
         if len(grid) > 1 and not self.dev:
@@ -196,7 +199,10 @@ class Tuner:
         pattern, task = member.pattern, (member.task or self.task).choose([member.pattern])
         live = self.untrained(task, remember=False)
         live.warn_cuts = False
-        objective = PromptObjective(live, pattern, self.method, member.targets)
+        objective = PromptObjective(
+            live, pattern, self.method, member.targets,
+            alpha=member.alpha, unlabeled=self.unlabeled,
+        )  # fmt: skip
 
         def finish() -> Classifier:
             made = self.untrained(task)
@@ -228,7 +234,7 @@ class Tuner:
         return objective, live, finish
 
     def _finished(self, home: Path, member: Member, identity: str) -> Classifier:
-        about = json.loads((home / artifact.FILE).read_text(encoding="utf-8"))["about"]
+        about = json.loads((home / ARTIFACT_FILE).read_text(encoding="utf-8"))["about"]
         if about["identity"] != identity:
             raise UserError(
                 f"{home} was trained on other data or with other settings. Use another --run folder, "
@@ -254,6 +260,9 @@ class Tuner:
             and [self.demonstrations.name, self.demonstrations.model_dump(mode="json")],
             "backbone": self.backbone.checksum,
         }  # fmt: skip
+        if member.alpha:
+            rows = [sorted(map(str, row.items())) for row in self.unlabeled]
+            told["alpha"] = [member.alpha, rows]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def with_(self, **changes: Any) -> Tuner:

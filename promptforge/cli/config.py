@@ -1,0 +1,61 @@
+"""`forge.toml`: every option of a command in a file; what is typed goes over it.
+
+[train]
+strategy = "pet"
+shots = 16
+learning-rate = [1e-5, 3e-5]
+options = ["strategy.repetitions=2"]
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import rich_click as click
+
+from promptforge.errors import UserError, did_you_mean, listed
+
+F = TypeVar("F", bound=Callable[..., Any])
+FILE = "forge.toml"
+
+
+def with_config(function: F) -> F:
+    """Add `--config`; ./forge.toml is read where it is not given."""
+    return click.option(
+        "--config", type=click.Path(), is_eager=True, expose_value=False, callback=_read,
+        help=f"Options in a TOML file, [COMMAND] of it. [default: {FILE} where there is one]",
+    )(function)  # fmt: skip
+
+
+def _read(context: click.Context, _: click.Parameter, value: str | None) -> None:
+    path = Path(value or FILE)
+    if not path.is_file():
+        if value:
+            raise UserError(f"There is no file {value}.")
+        return
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    command = context.command
+    section = data.get(command.name or "", {})
+    known: dict[str, click.Parameter] = {}
+    for parameter in command.params:
+        for name in (parameter.name or "", *(o.lstrip("-") for o in parameter.opts)):
+            known[name.replace("-", "_")] = parameter
+    defaults: dict[str, Any] = {}
+    for key, given in section.items():
+        found = known.get(key.replace("-", "_"))
+        if found is None or found.name in (None, "config", "help"):
+            names = sorted({p.name.replace("_", "-") for p in command.params if p.name})
+            raise UserError(
+                f"{path}: [{command.name}] has no option {key!r}.{did_you_mean(key, names)} There are: {listed(names, 60)}."
+            )
+        several = getattr(found, "multiple", False)
+        if several and not isinstance(given, list):
+            given = [given]
+        defaults[found.name or ""] = given
+    context.default_map = {**defaults, **(context.default_map or {})}

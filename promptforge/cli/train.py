@@ -1,0 +1,215 @@
+"""`promptforge train`: tune a classifier from few labels, and say honestly how good it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
+from promptforge.cli.config import with_config
+from promptforge.cli.setup import class_roles, load, model_options, open_task, task_options
+from promptforge.errors import UserError
+
+if TYPE_CHECKING:
+    from promptforge.cli.setup import Setup
+    from promptforge.data import Example
+    from promptforge.evaluation import Evaluation
+    from promptforge.tuning.settings import Settings
+    from promptforge.tuning.train import Run
+
+#: setting -> its type and what --help says; the rest of them go through `-o settings.KEY=VALUE`
+_SETTINGS: dict[str, tuple[Any, str]] = {
+    "steps": (click.IntRange(min=1), "Updates of the weights. [default: 250]"),
+    "batch_size": (click.IntRange(min=1), "Rows per update; several: repeat, dev decides. [default: 8]"),
+    "learning_rate": (
+        click.FloatRange(min=0, min_open=True),
+        "Highest learning rate; several: repeat, dev decides. [default: 3e-5]",
+    ),
+    "patience": (click.IntRange(min=0), "Looks at dev without gain before a training stops; 0: never."),
+    "eval_every": (click.IntRange(min=0), "Steps between looks at dev; 0: ten looks in all."),
+    "accumulate": (click.IntRange(min=1), "Parts that a batch is computed in. [default: 1]"),
+    "precision": (click.Choice(["auto", "float32", "bfloat16"]), "[default: auto]"),
+}  # fmt: skip
+_SEVERAL = {"batch_size", "learning_rate"}
+
+
+def tuning_options(function: Any) -> Any:
+    """What is tuned, how, and on which rows; shared by `train` and `compare`."""
+    options = [
+        click.option("--method", default="all", show_default=True, help="What is trained: all, head, bitfit or a plugin's."),
+        click.option("--verbalizer", help="verbalizer.json of a search, or the name of a verbalizer."),
+        click.option("--demonstrations", help="Show labelled rows in the prompt: lm-bff, random or a plugin's."),
+        click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True,
+                     help="Draws of demonstrations averaged when predicting."),
+        click.option("--shots", type=click.IntRange(min=1), help="Draw this many rows per label, and as many for dev."),
+        click.option("--dev", help="Table to choose by; the task's own by default."),
+        click.option("--test", help="Table to measure on; the task's own by default."),
+        click.option("--unlabeled", help="Unlabelled rows; the task's own by default."),
+        click.option("--class-weight", multiple=True, metavar="LABEL=WEIGHT", help="Or: balanced."),
+        *(
+            click.option(f"--{name.replace('_', '-')}", type=kind, multiple=name in _SEVERAL, help=text)
+            for name, (kind, text) in _SETTINGS.items()
+        ),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command()
+@task_options
+@click.option(
+    "--strategy",
+    default="prompt",
+    show_default=True,
+    help="How it is tuned: prompt, finetune, pet, ... or a plugin's.",
+)
+@tuning_options
+@click.option("--seed", default=13, show_default=True, help="Seed of the draw and of the training.")
+@click.option(
+    "--run", "run_", help="Folder to keep everything in. [default: runs/TASK-STRATEGY-SEED]"
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in that folder.")
+@model_options
+@json_option
+@with_config
+def train(as_json: bool, strategy: str, run_: str | None, resume: bool, **params: Any) -> None:
+    """Tune a classifier from few labels, and say honestly how good it is.
+
+    Tunes for TASK (or for --data with --template). Ends with accuracy on dev and test, with a 95 % interval, beside the same prompts before
+    tuning and the majority class. Everything is kept in the run's folder: `promptforge predict
+    FOLDER`, `promptforge evaluate FOLDER` and `promptforge runs` use it.
+    """
+    report = reporter()
+    setup, options = prepare(params, strategy)
+    rows, dev, test = splits(setup)
+    folder = Path(run_ or Path("runs") / f"{setup.task.name}-{strategy}-{params['seed']}")
+    refuse(folder, resume)
+    settings = settings_of(params, setup)
+
+    from promptforge.tuning.train import train as tune
+
+    backbone = load(params, report, setup.task)
+    try:
+        run = tune(
+            setup.task, rows, dev=dev, test=test, backbone=backbone, settings=settings,
+            unlabeled=setup.unlabeled() or [], shots=params["shots"], seed=params["seed"],
+            samples=params["samples"], class_weight=class_weight(params["class_weight"]),
+            run=folder, resume=resume, report=report, **options,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        report.note(f"What was done is kept in {folder}: go on with the same command and --resume.")
+        raise
+    if as_json:
+        print_json({"run": str(folder), **run.to_json()})
+    else:
+        show(run)
+
+
+def prepare(params: dict[str, Any], strategy: str) -> tuple[Setup, dict[str, Any]]:
+    """The task, and the components that were chosen, options checked."""
+    from promptforge.plugins import build
+
+    roles = {**class_roles(params), "strategy": strategy, "method": params["method"]}
+    roles.pop("calibration", None)
+    setup = open_task(params, reporter(), {**roles, "settings": None})
+    words = setup.words
+    verbalizer = {**(words.options if words else {}), **setup.options["verbalizer"]}
+    made = {
+        "strategy": build("strategy", strategy, **setup.options["strategy"]),
+        "method": build("method", params["method"], **setup.options["method"]),
+        "verbalizer": build("verbalizer", roles["verbalizer"] or "manual", **verbalizer),
+        "demonstrations": params["demonstrations"]
+        and build("demonstrations", params["demonstrations"], **setup.options["demonstrations"]),
+    }
+    if words:
+        setup.task = setup.task.with_words(words.patterns)
+    return setup, made
+
+
+def splits(setup: Setup) -> tuple[list[Example], list[Example], list[Example]]:
+    """Labelled rows to train on, to choose by and to measure on; the last two may be empty."""
+    params, task = setup.params, setup.task
+    rows = setup.examples or setup.labelled(setup.table("train"))
+
+    def of(split: str) -> list[Example]:
+        source = params[split] or task.data.get(split)
+        return setup.labelled(source, complete=False) if source else []
+
+    # A K-shot draw brings a dev set of K rows a label, unless one is named.
+    dev = [] if params["shots"] and not params["dev"] else of("dev")
+    return rows, dev, of("test")
+
+
+def settings_of(params: dict[str, Any], setup: Setup) -> Settings:
+    """The settings: flags, and `-o settings.KEY=VALUE` for those without a flag."""
+    from promptforge.tuning.settings import Settings
+
+    given = {name: params[name] for name in _SETTINGS if params[name] not in (None, ())}
+    for name in _SEVERAL & given.keys():
+        values = list(given[name])
+        given[name] = values[0] if len(values) == 1 else values
+    return Settings.of(**{**setup.options.get("settings", {}), **given})
+
+
+def class_weight(given: tuple[str, ...]) -> str | dict[str, float] | None:
+    """`("balanced",)` or `("a=2", "b=1")`."""
+    if not given:
+        return None
+    if given == ("balanced",):
+        return "balanced"
+    weights = {}
+    for pair in given:
+        label, eq, value = pair.rpartition("=")
+        try:
+            weights[label] = float(value)
+        except ValueError:
+            eq = ""
+        if not eq:
+            raise UserError(f"--class-weight {pair!r}: write LABEL=WEIGHT, or balanced.")
+    return weights
+
+
+def refuse(folder: Path, resume: bool) -> None:
+    """Say before any model loads that a folder has a run already."""
+    if not resume and (folder / "config.json").exists():
+        raise UserError(
+            f"A run was begun in {folder}. Go on with it with --resume, or name another folder with --run."
+        )
+
+
+def show(run: Run) -> None:
+    """The table at the end: accuracy with its interval, per part and per label."""
+    from rich.table import Table
+
+    out = console()
+    for split, by in run.results.items():
+        table = Table(title=f"On {split}", title_justify="left", show_edge=False)
+        for head in ("", "accuracy", "95 % interval", "macro-F1"):
+            table.add_column(head, justify="right" if head else "left")
+        final = run.figures(split)
+        for label in final.labels:
+            table.add_column(f"F1 {plain(label)}", justify="right", style="dim")
+        table.add_row("majority class", percent(final.majority), style="dim")
+        for who, parts in by.items():
+            for part, figures in parts.items():
+                name = who if len(parts) == 1 else f"{who}, {part}"
+                table.add_row(
+                    *_cells(name, figures), style="bold green" if figures is final else None
+                )
+        out.print(table, f"[dim]{final.rows} rows[/]\n")
+    steps = sum(t.steps for t in run.trained.values())
+    out.print(
+        f"{len(run.trained)} training(s), {steps} steps, {run.seconds:.0f} s. Kept in [bold]{plain(run.folder)}[/]; "
+        f"next: promptforge predict {plain(run.folder)} --data FILE"
+    )
+
+
+def _cells(name: str, figures: Evaluation) -> list[str]:
+    low, high = figures.interval
+    return [
+        plain(name), percent(figures.accuracy), f"{100 * low:.1f}-{100 * high:.1f}",
+        percent(figures.macro_f1), *(percent(row["f1"]) for row in figures.per_label.values()),
+    ]  # fmt: skip

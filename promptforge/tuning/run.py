@@ -1,0 +1,184 @@
+"""The folder of a run: what was asked, with what, how it went, and what came out of it.
+
+config.json        every option as it was resolved
+environment.json   versions and machine
+members/NAME/      each finished training, an artifact of its own
+members/NAME.parts checkpoints and metrics of a training under way
+artifact/          the classifier
+results.json       figures; its presence says that the run ended
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from promptforge._version import __version__
+from promptforge.errors import PromptForgeError, UserError, listed
+
+CONFIG, ENVIRONMENT, RESULTS, ARTIFACT = (
+    "config.json", "environment.json", "results.json", "artifact",
+)  # fmt: skip
+#: What an artifact's folder holds.
+ARTIFACT_FILE = "artifact.json"
+#: Options that say where and how fast, not what: they may change when a run goes on.
+FREE = {"device", "batch_tokens", "resume", "run", "save_every"}
+
+
+@dataclass
+class RunFolder:
+    """A run on disk."""
+
+    path: Path
+
+    @contextmanager
+    def opened(self, config: Mapping[str, Any], *, resume: bool) -> Iterator[None]:
+        """Begin or go on, with nobody else in the folder.
+
+        Raises:
+            UserError: the folder has a run and `resume` is off; a run with another config; the
+                folder of something else.
+            PromptForgeError: another process works in it.
+        """
+        path = self.path
+        wanted = json.loads(json.dumps(config, default=str))
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; name a folder for the run.")
+        saved = self.read(CONFIG)
+        if saved is None and path.is_dir() and any(p.name != ".lock" for p in path.iterdir()):
+            raise UserError(f"{path} holds something else than a run. Name another folder.")
+        if saved is not None:
+            if not resume:
+                state = "has ended" if self.results is not None else "was begun"
+                raise UserError(
+                    f"A run {state} in {path}. Go on with it with --resume, or name another folder "
+                    "with --run."
+                )
+            other = sorted(
+                key for key in {*saved, *wanted} - FREE if saved.get(key) != wanted.get(key)
+            )
+            if other:
+                raise UserError(
+                    f"The run in {path} was begun with other options: {listed(other, 20)}. Give the same "
+                    "again, or name another folder with --run."
+                )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with FileLock(path / ".lock", timeout=0):
+                if saved is None:
+                    self.write(CONFIG, wanted)
+                self.write(ENVIRONMENT, environment())
+                yield
+        except Timeout:
+            raise PromptForgeError(
+                f"Another run is at work in {path}. Name another folder."
+            ) from None
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON file, whole or not at all."""
+        target = self.path / name
+        draft = target.with_name(f"{name}.partial")
+        try:
+            draft.write_text(
+                json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n",
+                encoding="utf-8",
+            )
+            draft.replace(target)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise PromptForgeError(
+                f"{target} could not be written: {error.strerror or error}."
+            ) from None
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the run; None where there is none."""
+        try:
+            data: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise PromptForgeError(f"{self.path / name} is damaged: {error}.") from None
+        return data
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved options.
+
+        Raises:
+            UserError: no run there.
+        """
+        found = self.read(CONFIG)
+        if found is None:
+            raise UserError(f"There is no run in {self.path} (no {CONFIG}).")
+        return found
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """The figures; None until the run has ended."""
+        return self.read(RESULTS)
+
+    @property
+    def artifact(self) -> Path:
+        """Where the classifier is."""
+        return self.path / ARTIFACT
+
+    def members(self) -> list[str]:
+        """Names of the trainings that are done."""
+        folder = self.path / "members"
+        return sorted(p.parent.name for p in folder.glob(f"*/{ARTIFACT_FILE}"))
+
+    def remove_members(self) -> None:
+        """Delete the members' folders; the artifact has what it needs."""
+        shutil.rmtree(self.path / "members", ignore_errors=True)
+
+
+def find_artifact(path: str | Path) -> Path | None:
+    """The artifact in a folder: its own, or that of a run; None where there is none."""
+    places = (Path(path), Path(path) / ARTIFACT)
+    return next((p for p in places if (p / ARTIFACT_FILE).is_file()), None)
+
+
+def artifact_task(path: Path) -> dict[str, Any]:
+    """The task that an artifact was tuned for, as JSON.
+
+    Raises:
+        UserError: it holds none (an artifact saved from Python without a task).
+    """
+    data = json.loads((path / ARTIFACT_FILE).read_text(encoding="utf-8"))
+    task: dict[str, Any] | None = data["about"].get("task") or data.get("task")
+    if task is None:
+        raise UserError(f"{path} does not say which columns it reads: save it with its task.")
+    return task
+
+
+def runs(folder: str | Path = "runs") -> list[RunFolder]:
+    """The runs in a folder, by name."""
+    return [RunFolder(p.parent) for p in sorted(Path(folder).rglob(CONFIG))]
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the record."""
+    import torch
+
+    packages = {}
+    for name in ("torch", "transformers", "accelerate", "tokenizers", "scikit-learn", "numpy"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:  # pragma: no cover - all are dependencies
+            continue
+    return {
+        "promptforge": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "packages": packages,
+    }

@@ -1,0 +1,261 @@
+"""`train`: from a task, rows and a strategy to a classifier with honest figures."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from promptforge import artifact
+from promptforge.backbone.base import Backbone
+from promptforge.classifier import ENSEMBLE, Classifier
+from promptforge.data import Example, Row, sample_shots
+from promptforge.errors import UserError, did_you_mean
+from promptforge.evaluation import Evaluation
+from promptforge.plugins import build
+from promptforge.progress import Reporter
+from promptforge.selection import DemonstrationSelector, fit_selector
+from promptforge.task import Task
+from promptforge.tuning.loop import Trained
+from promptforge.tuning.method import TuningMethod
+from promptforge.tuning.run import RESULTS, RunFolder
+from promptforge.tuning.settings import Settings
+from promptforge.tuning.strategy import Strategy
+from promptforge.tuning.tuner import Tuner
+from promptforge.verbalizer import Verbalizer
+
+
+@dataclass
+class Run:
+    """What a training gave.
+
+    Attributes:
+        classifier: ready to predict.
+        results: split -> who ("zero-shot", "tuned") -> part -> figures.
+        trained: member -> how its training went.
+        seconds: wall time of the strategy.
+        folder: where all of it was written, or None.
+    """
+
+    classifier: Classifier
+    results: dict[str, dict[str, dict[str, Evaluation]]] = field(default_factory=dict)
+    trained: dict[str, Trained] = field(default_factory=dict)
+    seconds: float = 0.0
+    folder: Path | None = None
+
+    def figures(self, split: str, who: str = "tuned") -> Evaluation:
+        """The figures of the whole classifier on a split."""
+        parts = self.results[split][who]
+        return parts.get(ENSEMBLE) or next(iter(parts.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """As `results.json` has it."""
+        return {
+            "seconds": self.seconds,
+            "results": {
+                split: {
+                    who: {p: e.to_json() for p, e in parts.items()} for who, parts in by.items()
+                }
+                for split, by in self.results.items()
+            },
+            "trained": {name: vars(trained) for name, trained in self.trained.items()},
+        }
+
+
+def train(
+    task: Task,
+    train: Sequence[Example],
+    *,
+    backbone: Backbone,
+    strategy: str | Strategy = "prompt",
+    method: str | TuningMethod = "all",
+    verbalizer: str | Verbalizer = "manual",
+    demonstrations: str | DemonstrationSelector | None = None,
+    samples: int = 1,
+    dev: Sequence[Example] = (),
+    test: Sequence[Example] = (),
+    unlabeled: Sequence[Row] = (),
+    settings: Settings | None = None,
+    shots: int | None = None,
+    seed: int = 13,
+    class_weight: str | Mapping[str, float] | None = None,
+    row_weights: Sequence[float] = (),
+    run: str | Path | None = None,
+    resume: bool = False,
+    config: Mapping[str, Any] | None = None,
+    compare_untrained: bool = True,
+    report: Reporter | None = None,
+) -> Run:
+    """Tune a classifier for `task`.
+
+    Args:
+        task: labels and patterns.
+        train: labelled rows.
+        backbone: the loaded language model.
+        strategy, method, verbalizer, demonstrations: components, or their names.
+        samples: draws of demonstrations averaged when predicting.
+        dev: rows to choose by; none: nothing is chosen.
+        test: rows to measure on.
+        unlabeled: rows without labels, for strategies that use them.
+        settings: of every training.
+        shots: draw this many rows of each label, and as many for dev where there is none.
+        seed: of the draw and of the trainings.
+        class_weight: label -> weight, or "balanced".
+        row_weights: a weight for each training row.
+        run: folder to keep everything in; None: in memory only.
+        resume: go on with the run in that folder.
+        config: what `config.json` should say; made from the arguments by default.
+        compare_untrained: measure the prompts before tuning too.
+
+    Raises:
+        UserError: data or options that do not fit.
+        PromptForgeError: a loss that is not finite, a damaged checkpoint, no space.
+    """
+    report = report or Reporter()
+    train, dev = list(train), list(dev)
+    if shots:
+        train, held = sample_shots(train, shots, seed, list(task.labels), dev=not dev)
+        dev = dev or held
+    _check_rows(task, train, dev, test, unlabeled, report)
+    made_strategy: Strategy = build("strategy", strategy) if isinstance(strategy, str) else strategy
+    if made_strategy.needs_unlabeled and not unlabeled:
+        raise UserError(
+            f"strategy {made_strategy.name!r} needs unlabelled rows: give --unlabeled FILE, or name a "
+            "table in the task's [data]."
+        )
+    selector = demonstrations
+    if isinstance(selector, str):
+        selector = build("demonstrations", selector)
+    if selector is not None:
+        fit_selector(selector, train, list(task.labels), columns=task.inputs, report=report)
+    tuner = Tuner(
+        backbone=backbone,
+        task=task,
+        train=train,
+        dev=dev,
+        unlabeled=list(unlabeled),
+        settings=settings or Settings(),
+        method=build("method", method) if isinstance(method, str) else method,
+        verbalizer=build("verbalizer", verbalizer) if isinstance(verbalizer, str) else verbalizer,
+        demonstrations=selector,
+        samples=samples,
+        seed=seed,
+        folder=Path(run) if run else None,
+        report=report,
+        class_weight=_class_weights(task, train, class_weight),
+        row_weights=row_weights,
+    )
+    folder = RunFolder(Path(run)) if run else None
+    opened = (
+        folder.opened(config or _config(tuner, made_strategy, shots), resume=resume)
+        if folder
+        else nullcontext()
+    )
+    with opened:
+        began = time.perf_counter()
+        classifier = made_strategy.train(tuner)
+        seconds = time.perf_counter() - began
+        made = Run(classifier, {}, tuner.trained, seconds, folder.path if folder else None)
+        untrained = tuner.untrained() if compare_untrained and task.patterns else None
+        for split, examples in (("dev", dev), ("test", test)):
+            if not examples:
+                continue
+            by: dict[str, dict[str, Evaluation]] = {}
+            if untrained is not None and not _same(untrained, classifier):
+                by["zero-shot"] = untrained.evaluate(examples, f"Zero-shot on {split}")
+            by["tuned"] = classifier.evaluate(examples, f"Measuring on {split}")
+            made.results[split] = by
+        if folder:
+            about = {
+                "task": task.to_json(),
+                "strategy": made_strategy.name,
+                "method": tuner.method.name,
+            }
+            artifact.save(classifier, folder.artifact, about)
+            folder.write(RESULTS, made.to_json())
+    return made
+
+
+def _same(untrained: Classifier, classifier: Classifier) -> bool:
+    """Whether a strategy gave back the model as it was."""
+    return type(untrained) is type(classifier) and getattr(classifier, "weights", 0) is None
+
+
+def _config(tuner: Tuner, strategy: Strategy, shots: int | None) -> dict[str, Any]:
+    def named(component: Any) -> dict[str, Any] | None:
+        return component and {"name": component.name, **component.model_dump(mode="json")}
+
+    return {
+        "task": tuner.task.to_json(),
+        "model": tuner.backbone.source,
+        "strategy": named(strategy),
+        "method": named(tuner.method),
+        "verbalizer": named(tuner.verbalizer),
+        "demonstrations": named(tuner.demonstrations),
+        "samples": tuner.samples,
+        "settings": tuner.settings.model_dump(),
+        "rows": {
+            "train": len(tuner.train),
+            "dev": len(tuner.dev),
+            "unlabeled": len(tuner.unlabeled),
+        },
+        "shots": shots,
+        "seed": tuner.seed,
+        "class_weight": dict(tuner.class_weight),
+    }
+
+
+def _class_weights(
+    task: Task, train: Sequence[Example], given: str | Mapping[str, float] | None
+) -> dict[str, float]:
+    if given is None:
+        return {}
+    if isinstance(given, str):
+        if given != "balanced":
+            raise UserError(
+                f"class weight {given!r}: write balanced, or label=weight for each label."
+            )
+        counts = Counter(e.label for e in train)
+        return {label: len(train) / (len(counts) * n) for label, n in counts.items()}
+    for label, weight in given.items():
+        if label not in task.labels:
+            raise UserError(
+                f"class weight for {label!r}: there is no such label.{did_you_mean(label, list(task.labels))}"
+            )
+        if not weight >= 0:
+            raise UserError(f"class weight of {label!r} is {weight}; it must be 0 or more.")
+    return dict(given)
+
+
+def _check_rows(
+    task: Task,
+    train: Sequence[Example],
+    dev: Sequence[Example],
+    test: Sequence[Example],
+    unlabeled: Sequence[Row],
+    report: Reporter,
+) -> None:
+    """Warn where rows that should be apart are the same."""
+
+    def key(row: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(str(row.get(column)) for column in task.inputs)
+
+    trained = {key(e.row) for e in train}
+    for split, examples in (("dev", dev), ("test", test)):
+        shared = sum(key(e.row) in trained for e in examples)
+        if shared:
+            report.warn(
+                f"{shared} of {len(examples)} {split} rows are training rows too: figures on {split} are too "
+                "good to be true. Take them out of one of the two."
+            )
+    tested = {key(e.row) for e in test}
+    inside = sum(key(row) in tested for row in unlabeled)
+    if inside:
+        report.warn(
+            f"{inside} of {len(unlabeled)} unlabelled rows are test rows too. Their labels are not used, "
+            "but the figures are for texts the model has seen."
+        )
