@@ -62,7 +62,6 @@ def predict(output: str, format_: str, chunk: int, resume: bool, **params: Any) 
     memory does not grow with the table, and the order is kept.
     """
     from promptforge.data import iter_rows
-    from promptforge.model import PromptModel
     from promptforge.output import RowWriter
 
     setup = open_task(params, reporter(), class_roles(params), labelled=False)
@@ -90,6 +89,8 @@ def predict(output: str, format_: str, chunk: int, resume: bool, **params: Any) 
         resume,
         format=None if to_file else format_,
     )
+    from promptforge.model import PromptModel
+
     model = build_model(setup, remember=False)
     if isinstance(model, PromptModel):
         model.warn_cuts = False
