@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from promptforge.data import Reader as Reader
     from promptforge.data import read_rows as read_rows
     from promptforge.data import sample_shots as sample_shots
+    from promptforge.estimator import PromptClassifier as PromptClassifier
     from promptforge.evaluation import Evaluation as Evaluation
     from promptforge.model import PromptModel as PromptModel
     from promptforge.models import ModelSource as ModelSource
@@ -65,6 +66,7 @@ _HOMES = {
     "ModelSource": "models",
     "Pattern": "task",
     "Prompt": "template",
+    "PromptClassifier": "estimator",
     "PromptModel": "model",
     "Reader": "data",
     "Readout": "readout",

@@ -155,6 +155,7 @@ class PromptModel(Classifier):
         if prompts and all(self.task.words_for(pattern).values()):
             slots = self.backbone.encode(prompts[:1], origin=origin)[0].slots
             reserve = self._longest(pattern, {s.space_before for s in slots}) - 1
+        reserve = max(reserve, self._prototype.room)
         return self.backbone.encode(prompts, reserve=reserve, origin=origin)
 
     def _longest(self, pattern: str, spaces: Iterable[bool]) -> int:
@@ -182,7 +183,7 @@ class PromptModel(Classifier):
         encoded = self.encode(pattern, [self.prompt(pattern, row, draw) for row in rows])
         self._count_cuts(encoded, pattern)
         label = f"{what}, pattern {pattern}" if len(self.task.patterns) > 1 else what
-        return Readout(self.backbone, encoded, self._remembered(encoded, label))
+        return Readout(self.backbone, encoded, self._remembered(encoded, label), rows)
 
     def _remembered(self, encoded: list[Encoded], label: str) -> Tensor:
         if self._states is None:
@@ -222,13 +223,16 @@ class PromptModel(Classifier):
         """The verbalizer of a pattern, bound to its words; `encoded` is any prompt of it."""
         if pattern not in self._verbalizers:
             made = self._prototype.model_copy(deep=True)
-            made.bind(
-                self.labels, self.task.words_for(pattern), self.backbone,
-                space_before=encoded.slots[made.slot].space_before, report=self.report,
-            )  # fmt: skip
-            with torch.no_grad():
+            # What it starts from is the model's own, whatever is tuned; and it can be trained.
+            self.backbone.apply(None)
+            with torch.inference_mode(False), torch.no_grad():
+                made.bind(
+                    self.labels, self.task.words_for(pattern), self.backbone,
+                    space_before=encoded.slots[made.slot].space_before, report=self.report,
+                )  # fmt: skip
                 for name, value in self.tuned.get(pattern, {}).items():
                     made.parameters()[name].copy_(value)
+            self.backbone.apply(self.weights)
             self._verbalizers[pattern] = made
         return self._verbalizers[pattern]
 
@@ -248,8 +252,19 @@ class PromptModel(Classifier):
         return self._calibrations[pattern].apply(scores)
 
     def calibrate(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Fit the calibration on rows (their labels are never looked at)."""
+        """Fit verbalizer and calibration on rows (their labels are never looked at)."""
+        fits = self._prototype.fits_rows
+        if fits:
+            for pattern in self.task.patterns:
+                readout = self.read(pattern, rows, "Fitting the verbalizer")
+                verbalizer = self.verbalizer(pattern, readout.encoded[0])
+                verbalizer.fit(readout)
+                self.tuned[pattern] = {
+                    name: p.detach().clone() for name, p in verbalizer.parameters().items()
+                }
         if self._calibration is None:
+            if fits:
+                return
             raise UserError(
                 "The model has no calibration to fit: give one, for example calibration='batch'."
             )

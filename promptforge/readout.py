@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from promptforge.backbone.base import Backbone
 from promptforge.encode import Encoded
-from promptforge.errors import UserError
+from promptforge.errors import PromptForgeError, UserError
 from promptforge.plugins import manager
 
 if TYPE_CHECKING:
@@ -25,12 +27,20 @@ class Readout:
         backbone: the model that was read.
         encoded: the prompts, N of them.
         states: hidden states at their reads, [N, reads, d].
+        rows: the rows that the prompts were made from, where they are known.
     """
 
-    def __init__(self, backbone: Backbone, encoded: Sequence[Encoded], states: Tensor) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        encoded: Sequence[Encoded],
+        states: Tensor,
+        rows: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
         self.backbone = backbone
         self.encoded = encoded
         self.states = states
+        self.rows = rows
         self._log_z: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
@@ -60,6 +70,45 @@ class Readout:
         """Logits of one-token words, [N, words]: only these rows of the head are computed."""
         with self._as_read():
             return self.backbone.logits(self.at(slot), words).float()
+
+    def head_logits(self, vectors: Tensor, bias: Tensor, slot: int = 0) -> Tensor:
+        """Logits as if `vectors` were rows of the output matrix, [N, vectors]; keeps gradients.
+
+        They multiply what the matrix multiplies: the state after all layers of the head before
+        it. What the model does to its logits afterwards (a scale, a cap) is done to these.
+
+        Args:
+            vectors: [m, d]; bias: [m].
+            slot: which mask.
+
+        Raises:
+            PromptForgeError: the model's head does not call its output matrix as a module.
+        """
+        head = self.backbone.model.get_output_embeddings()
+        places = torch.arange(len(vectors), device=vectors.device)
+        caller, called = threading.get_ident(), False
+
+        def instead(_: Any, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            nonlocal called
+            if threading.get_ident() != caller:
+                return output
+            called = True
+            made = F.linear(given[0].to(vectors.dtype), vectors, bias)
+            # A head that cannot be cut to a few rows has logits for the whole vocabulary.
+            cut = output.shape[-1] == len(vectors)
+            return made if cut else output.index_copy(-1, places, made.to(output.dtype))
+
+        handle = head.register_forward_hook(instead)
+        try:
+            logits = self.logits(places, slot)
+        finally:
+            handle.remove()
+        if not called:
+            raise PromptForgeError(
+                f"The head of {self.backbone.name} does not call its output matrix as a layer, so "
+                "label vectors cannot take the matrix's place."
+            )
+        return logits
 
     def log_z(self, slot: int = 0) -> Tensor:
         """log Z over the whole vocabulary, [N]; computed once."""

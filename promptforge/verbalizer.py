@@ -35,6 +35,8 @@ class Verbalizer(Component):
     """
 
     role: ClassVar[str] = "verbalizer"
+    #: whether `fit` learns something from rows without labels
+    fits_rows: ClassVar[bool] = False
 
     scorer: str = Field(
         "auto", description="How words of several tokens are scored; see 'promptforge plugins'."
@@ -120,6 +122,11 @@ class Verbalizer(Component):
             report.note(f"Words of several tokens, scored whole: {', '.join(long[:8])}")
 
     @property
+    def room(self) -> int:
+        """Tokens a prompt must leave free, besides those of the task's words."""
+        return 0
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest word."""
         return max(len(s) for sequences in self._sequences.values() for s in sequences)
@@ -148,8 +155,15 @@ class Verbalizer(Component):
     # --- tuning ---------------------------------------------------------------------------
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What this verbalizer trains along with the model, by name; made by `bind`."""
+        """What this verbalizer trains along with the model, by name; made by `bind`.
+
+        Those that need no gradient are kept in artifacts with the others, and not trained.
+        """
         return {}
+
+    def fit(self, readout: Readout) -> None:
+        """Learn from rows whose labels are not known; only where `fits_rows`."""
+        return
 
     def tokens_read(self) -> list[int] | None:
         """The only token ids whose logits `class_scores` and `loss` look at.

@@ -14,6 +14,8 @@ from torch import Tensor
 from promptforge import Backbone
 from promptforge.template import RESERVED
 
+#: "<extra_id_7>", "[unused3]", "<|im_end|>": control tokens, which not every tokenizer calls special.
+_CONTROL = re.compile(r"\s*[<\[]\|?\w+\|?[>\]]\s*")
 #: Names that mean something else in a Jinja expression.
 _KEYWORDS = {"and", "else", "false", "if", "in", "is", "loop", "none", "not", "or", "true", "self"}
 
@@ -63,7 +65,8 @@ class Spelling:
         for token, text in enumerate(self.texts([[t] for t in range(size)])):
             shown = text.replace("\n", " ")
             # U+FFFD: a part of a character.
-            if text and shown.isprintable() and "\ufffd" not in text:
+            whole = text and shown.isprintable() and "\ufffd" not in text
+            if whole and not _CONTROL.fullmatch(text):
                 inside[token] = token not in self.backbone.text.special_ids
                 first[token] = inside[token] and not text[0].isalnum()
         return inside.to(self.backbone.device), first.to(self.backbone.device)

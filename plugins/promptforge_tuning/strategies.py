@@ -63,6 +63,13 @@ class PromptTuning(Strategy):
 
     name: ClassVar[str] = "prompt"
 
+    alpha: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of a masked-LM loss on unlabelled rows (PET: 1e-4); masked models.",
+    )
+
     def train(self, tuner: Tuner) -> Classifier:
         """The pattern that is best on the development rows; without any, the first."""
         patterns = list(tuner.task.patterns)
@@ -72,7 +79,9 @@ class PromptTuning(Strategy):
                 "Name one with --pattern, or use --strategy ensemble."
             )
             patterns = patterns[:1]
-        made = tuner.members([Member(name, tuner.targets(), name, tuner.seed) for name in patterns])
+        made = tuner.members(
+            [Member(p, tuner.targets(), p, tuner.seed, alpha=self.alpha) for p in patterns]
+        )
         if len(made) == 1:
             return next(iter(made.values()))
         scores = {name: dev_score(model, tuner.dev) for name, model in made.items()}

@@ -39,6 +39,7 @@ class Run:
         trained: member -> how its training went.
         seconds: wall time of the strategy.
         folder: where all of it was written, or None.
+        task: what it was tuned for.
     """
 
     classifier: Classifier
@@ -46,6 +47,7 @@ class Run:
     trained: dict[str, Trained] = field(default_factory=dict)
     seconds: float = 0.0
     folder: Path | None = None
+    task: Task | None = None
 
     def figures(self, split: str, who: str = "tuned") -> Evaluation:
         """The figures of the whole classifier on a split."""
@@ -159,7 +161,7 @@ def train(
         began = time.perf_counter()
         classifier = made_strategy.train(tuner)
         seconds = time.perf_counter() - began
-        made = Run(classifier, {}, tuner.trained, seconds, folder.path if folder else None)
+        made = Run(classifier, {}, tuner.trained, seconds, folder.path if folder else None, task)
         untrained = tuner.untrained() if compare_untrained and task.patterns else None
         for split, examples in (("dev", dev), ("test", test)):
             if not examples:
