@@ -2,7 +2,8 @@
 
     python tools/masked_head train --corpora DIR --run runs/head [--device cuda] [--tokens 300000000]
     python tools/masked_head trials --corpora DIR --run runs/trials
-    python tools/masked_head evaluate --corpora DIR --data DIR --head runs/head/head.safetensors
+    python tools/masked_head evaluate --data DIR --head runs/head/head.safetensors \\
+        --held-out encyclopedia=encyclopedia.txt reviews=DIR/imdb/test.csv
 
 DIR of ``--corpora`` holds plain text as ``NAME.txt`` or ``NAME.txt.xz``; ``corpus.py`` says which
 names make up which kind of text. ``train`` can be interrupted: the same command goes on.
@@ -29,7 +30,7 @@ def main() -> None:
     trainer = commands.add_parser("train")
     trials = commands.add_parser("trials")
     evaluation = commands.add_parser("evaluate")
-    for command in (trainer, trials, evaluation):
+    for command in (trainer, trials):
         command.add_argument("--corpora", type=Path, required=True)
         command.add_argument(
             "--work",
@@ -37,13 +38,20 @@ def main() -> None:
             default=Path("build/masked-head"),
             help="where tokenized text is kept",
         )
-    for command in (trainer, trials):
         command.add_argument("--run", type=Path, required=True)
         fields(command, Options)
         fields(command, Machine)
     trials.add_argument("--only", nargs="*", help="names of the trials to run")
     evaluation.add_argument("--data", type=Path, required=True)
     evaluation.add_argument("--head", type=Path, required=True)
+    evaluation.add_argument(
+        "--held-out",
+        nargs="*",
+        default=[],
+        metavar="NAME=FILE",
+        help="text never trained on: plain, or the column text of a CSV table",
+    )
+    evaluation.add_argument("--seeds", type=int, nargs="*", default=[13, 21, 42, 87, 100])
     evaluation.add_argument("--device", default="cpu")
     evaluation.add_argument("--output", type=Path)
     args = parser.parse_args()
@@ -52,7 +60,8 @@ def main() -> None:
     if args.command == "evaluate":
         from evaluate import evaluate
 
-        evaluate(args.head, base, args.corpora, args.work, args.data, args.device, args.output)
+        texts = dict(pair.split("=", 1) for pair in args.held_out)
+        evaluate(args.head, base, args.data, texts, args.device, args.seeds, args.output)
         return
     torch.set_float32_matmul_precision("high")
     options, machine = taken(args, Options), taken(args, Machine)

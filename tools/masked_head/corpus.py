@@ -6,6 +6,7 @@ Sequences held out for the evaluation are cut off the end of two files before an
 
 from __future__ import annotations
 
+import csv
 import lzma
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -181,14 +182,34 @@ class Masker:
         return inputs, positions, targets
 
 
-def held_out(folder: Path, tokenizer: Tokenizer, kind: str) -> Ids:
-    """The sequences that :class:`Corpus` never draws, shape (2000, 128)."""
-    ids = np.memmap(folder / f"{HELD_OUT[kind]}.ids", dtype=np.uint16, mode="r")
-    body = ids[-HELD_OUT_SEQUENCES * (HELD_OUT_LENGTH - 2) :]
+def sequences_of(path: Path, tokenizer: Tokenizer) -> Ids:
+    """The first 2,000 sequences of a text file or of a table's column `text`, shape (2000, 128)."""
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as file:
+            texts = [row["text"] for row in csv.DictReader(file)]
+    else:
+        texts = [line.strip() for line in _lines(path) if line.strip()]
+    sep, ids = tokenizer.token_to_id(SEP), []
+    for item in tokenizer.encode_batch(texts, add_special_tokens=False):
+        ids += [*item.ids, sep]
+    need = HELD_OUT_SEQUENCES * (HELD_OUT_LENGTH - 2)
+    if len(ids) < need:
+        raise SystemExit(f"{path} has {len(ids):,} tokens; {need:,} are needed")
+    return _framed(np.asarray(ids[:need]), tokenizer)
+
+
+def _framed(body: Ids, tokenizer: Tokenizer) -> Ids:
     out = np.empty((HELD_OUT_SEQUENCES, HELD_OUT_LENGTH), dtype=np.int64)
     out[:, 0], out[:, -1] = tokenizer.token_to_id(CLS), tokenizer.token_to_id(SEP)
     out[:, 1:-1] = body.reshape(HELD_OUT_SEQUENCES, -1)
     return out
+
+
+def held_out(folder: Path, tokenizer: Tokenizer, kind: str) -> Ids:
+    """The sequences that :class:`Corpus` never draws, shape (2000, 128)."""
+    ids = np.memmap(folder / f"{HELD_OUT[kind]}.ids", dtype=np.uint16, mode="r")
+    body = ids[-HELD_OUT_SEQUENCES * (HELD_OUT_LENGTH - 2) :]
+    return _framed(np.asarray(body, dtype=np.int64), tokenizer)
 
 
 def parse_mixture(text: str) -> dict[str, float]:
