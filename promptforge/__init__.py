@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from promptforge.template_search import TemplateEvidence as TemplateEvidence
     from promptforge.template_search import TemplateSearch as TemplateSearch
     from promptforge.template_search import search_template as search_template
+    from promptforge.tuning.compare import Comparison as Comparison
+    from promptforge.tuning.compare import compare as compare
     from promptforge.tuning.method import TuningMethod as TuningMethod
     from promptforge.tuning.settings import Settings as Settings
     from promptforge.tuning.strategy import Strategy as Strategy
@@ -55,6 +57,7 @@ _HOMES = {
     "Backbone": "backbone",
     "Calibration": "calibration",
     "Classifier": "classifier",
+    "Comparison": "tuning.compare",
     "Component": "components",
     "DemonstrationSelector": "selection",
     "Evaluation": "evaluation",
@@ -82,6 +85,7 @@ _HOMES = {
     "TuningMethod": "tuning.method",
     "Verbalizer": "verbalizer",
     "VerbalizerSearch": "search",
+    "compare": "tuning.compare",
     "load_model": "backbone",
     "read_rows": "data",
     "sample_shots": "data",

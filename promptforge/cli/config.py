@@ -41,6 +41,14 @@ def _read(context: click.Context, _: click.Parameter, value: str | None) -> None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     command = context.command
+    group = context.find_root()
+    commands = group.command.list_commands(group) if isinstance(group.command, click.Group) else []
+    for name, section in data.items():
+        if name not in commands or not isinstance(section, dict):
+            raise UserError(
+                f"{path}: {name!r} is no command with options.{did_you_mean(name, commands)} Write "
+                f"[{command.name}], and the options below it."
+            )
     section = data.get(command.name or "", {})
     known: dict[str, click.Parameter] = {}
     for parameter in command.params:

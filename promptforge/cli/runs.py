@@ -46,7 +46,7 @@ def list_(folder: str, as_json: bool) -> None:
 @json_option
 def show(run: str, as_json: bool) -> None:
     """Everything that is known of one run: options, environment, members, figures."""
-    from promptforge.tuning.run import ENVIRONMENT, RunFolder
+    from promptforge.tuning.run import ENVIRONMENT, RunFolder, flat
 
     folder = RunFolder(Path(run))
     data = {
@@ -78,7 +78,7 @@ def diff(first: str, second: str, as_json: bool) -> None:
     """The options in which two runs differ, and their figures."""
     from rich.table import Table
 
-    from promptforge.tuning.run import RunFolder
+    from promptforge.tuning.run import RunFolder, flat
 
     folders = [RunFolder(Path(first)), RunFolder(Path(second))]
     one, two = (flat(f.config) for f in folders)
@@ -112,13 +112,3 @@ def _summary(run: Any) -> dict[str, Any]:
         parts = ((results or {}).get("results", {}).get(split) or {}).get("tuned")
         row[split] = list(parts.values())[-1]["accuracy"] if parts else None
     return row
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    out: dict[str, Any] = {}
-    for key, inner in value.items():
-        out |= flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    return out

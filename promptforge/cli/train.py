@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,16 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
 _SEVERAL = {"batch_size", "learning_rate"}
 
 
+def setting_options(function: Any) -> Any:
+    """How it is tuned; shared by `train` and `compare`."""
+    for name, (kind, text) in reversed(_SETTINGS.items()):
+        flag = f"--{name.replace('_', '-')}"
+        function = click.option(flag, type=kind, multiple=name in _SEVERAL, help=text)(function)
+    return function
+
+
 def tuning_options(function: Any) -> Any:
-    """What is tuned, how, and on which rows; shared by `train` and `compare`."""
+    """What is tuned and on which rows."""
     options = [
         click.option("--method", default="all", show_default=True, help="What is trained: all, head, bitfit or a plugin's."),
         click.option("--verbalizer", help="verbalizer.json of a search, or the name of a verbalizer."),
@@ -48,10 +57,6 @@ def tuning_options(function: Any) -> Any:
         click.option("--test", help="Table to measure on; the task's own by default."),
         click.option("--unlabeled", help="Unlabelled rows; the task's own by default."),
         click.option("--class-weight", multiple=True, metavar="LABEL=WEIGHT", help="Or: balanced."),
-        *(
-            click.option(f"--{name.replace('_', '-')}", type=kind, multiple=name in _SEVERAL, help=text)
-            for name, (kind, text) in _SETTINGS.items()
-        ),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -67,6 +72,7 @@ def tuning_options(function: Any) -> Any:
     help="How it is tuned: prompt, finetune, pet, ... or a plugin's.",
 )
 @tuning_options
+@setting_options
 @click.option("--seed", default=13, show_default=True, help="Seed of the draw and of the training.")
 @click.option(
     "--run", "run_", help="Folder to keep everything in. [default: runs/TASK-STRATEGY-SEED]"
@@ -82,11 +88,16 @@ def train(as_json: bool, strategy: str, run_: str | None, resume: bool, **params
     tuning and the majority class. Everything is kept in the run's folder: `promptforge predict
     FOLDER`, `promptforge evaluate FOLDER` and `promptforge runs` use it.
     """
-    report = reporter()
+    from promptforge.tuning import processes
+
+    report = reporter() if processes.is_first() else processes.Mute()
+    if processes.count() > 1 and params["device"] == "cuda":
+        params["device"] = f"cuda:{os.environ['LOCAL_RANK']}"
     setup, options = prepare(params, strategy)
     rows, dev, test = splits(setup)
     folder = Path(run_ or Path("runs") / f"{setup.task.name}-{strategy}-{params['seed']}")
-    refuse(folder, resume)
+    if processes.is_first():
+        refuse(folder, resume)
     settings = settings_of(params, setup)
 
     from promptforge.tuning.train import train as tune
@@ -102,6 +113,8 @@ def train(as_json: bool, strategy: str, run_: str | None, resume: bool, **params
     except KeyboardInterrupt:
         report.note(f"What was done is kept in {folder}: go on with the same command and --resume.")
         raise
+    if not processes.is_first():
+        return
     if as_json:
         print_json({"run": str(folder), **run.to_json()})
     else:

@@ -1,0 +1,116 @@
+"""`promptforge compare`: several strategies and seeds on one task, in one table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
+from promptforge.cli.config import with_config
+from promptforge.cli.setup import load, model_options, open_task, task_options
+from promptforge.cli.train import class_weight, setting_options, settings_of, splits
+from promptforge.errors import UserError
+
+if TYPE_CHECKING:
+    from promptforge.tuning.compare import Comparison
+
+
+@click.command()
+@task_options
+@click.option(
+    "--strategy", "strategies", multiple=True, required=True, metavar="NAME[:KEY=VALUE,...]",
+    help="A strategy with its options, for example 'prompt:demonstrations=lm-bff,samples=4' (several: repeat).",
+)  # fmt: skip
+@click.option("--seeds", default="13,21,42,87,100", show_default=True, help="Seeds, with commas.")
+@click.option("--shots", type=click.IntRange(min=1), default=16, show_default=True,
+              help="Rows of each label to draw, and as many for dev.")  # fmt: skip
+@click.option(
+    "--label-cost",
+    metavar="K,K,...",
+    help="Also fine-tune with these numbers of rows a label, and say how many rows each strategy is worth.",
+)
+@click.option("--dev", help="Table to choose by, in place of drawn rows.")
+@click.option("--test", help="Table to measure on; the task's own by default.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Measure on a sample of the test rows (seed 0)."
+)
+@click.option("--unlabeled", help="Unlabelled rows; the task's own by default.")
+@click.option("--class-weight", multiple=True, metavar="LABEL=WEIGHT", help="Or: balanced.")
+@setting_options
+@click.option(
+    "--folder",
+    help="Keeps a run per cell; a cell is never trained twice. [default: runs/compare-TASK]",
+)
+@model_options
+@json_option
+@with_config
+def compare(as_json: bool, strategies: tuple[str, ...], **params: Any) -> None:
+    """Compare strategies with several seeds: mean, deviation, paired test, time."""
+    import random
+
+    report = reporter()
+    setup = open_task(params, report, {"settings": None})
+    from promptforge.tuning.compare import Contender
+    from promptforge.tuning.compare import compare as run
+
+    contenders = [Contender.parse(text) for text in strategies]
+    rows, dev, test = splits(setup)
+    if not test:
+        raise UserError("A comparison needs test rows: give --test FILE.")
+    if params["limit"] and params["limit"] < len(test):
+        test = random.Random(0).sample(test, params["limit"])
+    cost = (
+        {"finetune": numbers("--label-cost", params["label_cost"])}
+        if params["label_cost"]
+        else None
+    )
+    found = run(
+        setup.task, rows, contenders, backbone=load(params, report, setup.task), test=test, dev=dev,
+        unlabeled=setup.unlabeled() or [], shots=params["shots"], label_cost=cost,
+        seeds=numbers("--seeds", params["seeds"]), settings=settings_of(params, setup),
+        class_weight=class_weight(params["class_weight"]), report=report,
+        folder=params["folder"] or f"runs/compare-{setup.task.name}",
+    )  # fmt: skip
+    worth = found.worth("finetune") if cost else None
+    if as_json:
+        print_json({**found.to_json(), "worth": worth})
+    else:
+        show(found, worth)
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """`"13,21"` to `[13, 21]`."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text!r}: write whole numbers with commas.") from None
+
+
+def show(found: Comparison, worth: dict[str, float | None] | None) -> None:
+    """Print the comparison as a table."""
+    from rich.table import Table
+
+    lines = found.summary()
+    best = max(line["accuracy"] for line in lines)
+    table = Table(show_edge=False)
+    for head in ("strategy", "rows a label", "accuracy", "deviation", "macro-F1", "p", "seconds"):
+        table.add_column(head, justify="left" if head == "strategy" else "right")
+    table.add_row("majority class", "", percent(found.majority), style="dim")
+    before = [c.zero_shot for c in found.cells if c.zero_shot is not None]
+    if before:
+        table.add_row("zero-shot", "0", percent(before[0]), style="dim")
+    for line in lines:
+        table.add_row(
+            plain(line["contender"]), str(line["shots"] or "all"), percent(line["accuracy"]),
+            percent(line["deviation"]), percent(line["macro_f1"]),
+            "" if line["p"] is None else f"{line['p']:.3f}", f"{line['seconds']:.0f}",
+            style="bold green" if line["accuracy"] == best else None,
+        )  # fmt: skip
+    out = console()
+    out.print(
+        table, f"[dim]{found.rows} test rows; p: paired t-test over the seeds against the best[/]"
+    )
+    for name, rows in (worth or {}).items():
+        many = "more rows than were tried" if rows is None else f"about {rows:.0f} rows a label"
+        out.print(f"{plain(name)}: fine-tuning needs {many} to be as good.")

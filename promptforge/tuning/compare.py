@@ -1,0 +1,250 @@
+"""Several strategies on one task, each with several seeds: mean, deviation, paired test, time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from promptforge.backbone.base import Backbone
+from promptforge.components import parse_options
+from promptforge.data import Example, Row, sample_shots
+from promptforge.errors import UserError
+from promptforge.plugins import build, component
+from promptforge.progress import Reporter
+from promptforge.task import Task
+from promptforge.tuning.run import RESULTS, RunFolder
+from promptforge.tuning.train import train
+
+ROLES = ("strategy", "method", "verbalizer", "demonstrations")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A strategy with its components and options, as `prompt:demonstrations=lm-bff,samples=4`.
+
+    Attributes:
+        text: as the user wrote it; also its name in tables.
+        components: role -> name.
+        options: role -> options.
+        samples: draws of demonstrations averaged when predicting.
+    """
+
+    text: str
+    components: dict[str, str]
+    options: dict[str, dict[str, Any]]
+    samples: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Contender:
+        """`NAME`, or `NAME:KEY=VALUE,...`; a KEY is a role, `samples`, or an option of a component.
+
+        Raises:
+            UserError: no such component or option.
+        """
+        name, _, rest = text.partition(":")
+        components = {"strategy": name.strip(), "method": "all", "verbalizer": "manual"}
+        pairs, samples = [], 1
+        for pair in filter(None, (p.strip() for p in rest.split(","))):
+            key, _, value = pair.partition("=")
+            if key in ROLES:
+                components[key] = value
+            elif key == "samples" and value.isdecimal() and int(value):
+                samples = int(value)
+            else:
+                pairs.append(pair)
+        classes = {role: component(role, chosen) for role, chosen in components.items()}
+        return cls(text, components, parse_options(pairs, classes), samples)
+
+    def build(self) -> dict[str, Any]:
+        """Fresh components."""
+        return {
+            role: build(role, name, **self.options.get(role, {}))
+            for role, name in self.components.items()
+        }
+
+
+@dataclass
+class Cell:
+    """One contender with one seed and one number of rows.
+
+    Attributes:
+        shots: rows of each label; 0: all of them.
+        accuracy: on the test rows, 0 to 1.
+        seconds: wall time of the training.
+    """
+
+    contender: str
+    seed: int
+    shots: int
+    accuracy: float
+    macro_f1: float
+    seconds: float
+    zero_shot: float | None = None
+
+
+@dataclass
+class Comparison:
+    """Cells, and what follows from them."""
+
+    task: str
+    rows: int
+    majority: float
+    cells: list[Cell] = field(default_factory=list)
+
+    def of(self, contender: str, shots: int | None = None) -> list[Cell]:
+        """The cells of a contender, by seed."""
+        found = [c for c in self.cells if c.contender == contender and shots in (None, c.shots)]
+        return sorted(found, key=lambda c: (c.shots, c.seed))
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Per contender and number of shots: mean, deviation, seconds, and p against the best.
+
+        `p` is that of a two-sided paired t-test over the seeds; None with fewer than two.
+        """
+        keys = list(dict.fromkeys((c.contender, c.shots) for c in self.cells))
+        accuracies = {key: [c.accuracy for c in self.of(*key)] for key in keys}
+        means = {key: float(np.mean(values)) for key, values in accuracies.items()}
+        best = max(keys, key=lambda key: means[key])
+        return [
+            {
+                "contender": key[0],
+                "shots": key[1],
+                "seeds": len(accuracies[key]),
+                "accuracy": means[key],
+                "deviation": float(np.std(accuracies[key], ddof=1))
+                if len(accuracies[key]) > 1
+                else 0.0,
+                "macro_f1": float(np.mean([c.macro_f1 for c in self.of(*key)])),
+                "seconds": float(np.mean([c.seconds for c in self.of(*key)])),
+                "p": None if key == best else paired(accuracies[best], accuracies[key]),
+            }
+            for key in keys
+        ]
+
+    def worth(self, baseline: str) -> dict[str, float | None]:
+        """How many rows of each label the baseline needs to reach each other contender's mean.
+
+        Read off the baseline's curve, straight between its points in the logarithm of the rows;
+        None where it does not get there with the rows it was given.
+        """
+        curve = [(s["shots"], s["accuracy"]) for s in self.summary() if s["contender"] == baseline]
+        curve.sort()
+        out: dict[str, float | None] = {}
+        for line in self.summary():
+            if line["contender"] != baseline:
+                out[line["contender"]] = _reached(curve, line["accuracy"])
+        return out
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "task": self.task,
+            "rows": self.rows,
+            "majority": self.majority,
+            "summary": self.summary(),
+            "cells": [vars(c) for c in self.cells],
+        }
+
+
+def compare(
+    task: Task,
+    rows: Sequence[Example],
+    contenders: Sequence[str | Contender],
+    *,
+    backbone: Backbone,
+    test: Sequence[Example],
+    dev: Sequence[Example] = (),
+    unlabeled: Sequence[Row] = (),
+    shots: int | None = 16,
+    seeds: Sequence[int] = (13, 21, 42, 87, 100),
+    label_cost: Mapping[str, Sequence[int]] | None = None,
+    folder: str | Path | None = None,
+    report: Reporter | None = None,
+    **options: Any,
+) -> Comparison:
+    """Train every contender with every seed, and measure on the same test rows.
+
+    Args:
+        rows: labelled rows; with `shots`, drawn from with each seed.
+        contenders: see `Contender.parse`.
+        label_cost: contender -> numbers of shots to try it with as well (a baseline's curve).
+        folder: keeps a run per cell; cells that are there are read, never trained again.
+        options: further arguments of `train` (settings, class_weight).
+
+    Raises:
+        UserError: no test rows, a contender that does not exist, too few rows.
+    """
+    report = report or Reporter()
+    made = [c if isinstance(c, Contender) else Contender.parse(c) for c in contenders]
+    if not test:
+        raise UserError("A comparison needs test rows: give --test FILE.")
+    if len({c.text for c in made}) < len(made):
+        raise UserError("The same strategy is named twice.")
+    counts: dict[str, int] = {}
+    for example in test:
+        counts[example.label] = counts.get(example.label, 0) + 1
+    out = Comparison(task.name, len(test), max(counts.values()) / len(test))
+    plan = [(c, shots or 0) for c in made]
+    for text, sizes in (label_cost or {}).items():
+        plan += [
+            (Contender.parse(text), k)
+            for k in sizes
+            if (text, k) not in {(c.text, s) for c, s in plan}
+        ]
+    for _, size in plan:
+        if size:  # said before hours of work
+            sample_shots(rows, size, 0, list(task.labels), dev=not dev)
+    for contender, size in plan:
+        for seed in seeds:
+            home = Path(folder) / _file_name(f"{contender.text}-{size}-{seed}") if folder else None
+            done = RunFolder(home).read(RESULTS) if home else None
+            if done is None:
+                report.note(f"{contender.text}, {size or 'all'} rows a label, seed {seed}")
+                run = train(
+                    task, rows, backbone=backbone, dev=dev, test=test, unlabeled=unlabeled,
+                    shots=size or None, seed=seed, samples=contender.samples, run=home,
+                    resume=home is not None and home.exists(), report=report,
+                    **contender.build(), **options,
+                )  # fmt: skip
+                done = run.to_json()
+            out.cells.append(_cell(contender.text, seed, size, done))
+    return out
+
+
+def paired(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """p of a two-sided paired t-test; None with fewer than two pairs."""
+    from scipy.stats import ttest_rel
+
+    if len(first) != len(second) or len(first) < 2:
+        return None
+    if np.allclose(first, second):
+        return 1.0
+    p = float(ttest_rel(first, second).pvalue)
+    return 0.0 if math.isnan(p) else p  # the same difference with every seed
+
+
+def _cell(text: str, seed: int, shots: int, done: dict[str, Any]) -> Cell:
+    by = done["results"]["test"]
+    tuned = list(by["tuned"].values())[-1]
+    before = list(by["zero-shot"].values())[-1]["accuracy"] if "zero-shot" in by else None
+    return Cell(text, seed, shots, tuned["accuracy"], tuned["macro_f1"], done["seconds"], before)
+
+
+def _reached(curve: Sequence[tuple[int, float]], accuracy: float) -> float | None:
+    if not curve or accuracy <= curve[0][1]:
+        return float(curve[0][0]) if curve else None
+    for (low, a), (high, b) in pairwise(curve):
+        if a < accuracy <= b:
+            share = (accuracy - a) / (b - a)
+            return float(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
+    return None
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-._=" else "_" for c in text)
