@@ -230,6 +230,9 @@ def search_verbalizer(
         scores={
             p: {label: [s for _, s in f.words[label]] for label in labels} for p, f in found.items()
         },
+        alternatives={
+            p: [words for words, _ in f.alternatives] for p, f in found.items() if f.alternatives
+        },
         origin={
             "search": finder.name,
             "options": finder.model_dump(),

@@ -197,6 +197,7 @@ class LabelWords:
         labels: the labels, in order.
         patterns: pattern -> label -> words; the key "*" holds for every pattern without its own.
         scores: pattern -> label -> the words' scores, where a search gave them.
+        alternatives: pattern -> whole sets of words, best first, where the search ranked them.
         verbalizer, options: the component that reads them.
         origin: how they were found.
     """
@@ -204,6 +205,7 @@ class LabelWords:
     labels: list[str]
     patterns: dict[str, Words]
     scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    alternatives: dict[str, list[Words]] = field(default_factory=dict)
     verbalizer: str = "manual"
     options: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)

@@ -8,6 +8,14 @@ from promptforge import hookimpl
 
 
 @hookimpl
+def promptforge_strategies() -> Sequence[type]:
+    """Tuning with demonstrations, and with templates and words that were found."""
+    from promptforge_lm_bff.strategy import LmBff
+
+    return [LmBff]
+
+
+@hookimpl
 def promptforge_template_searches() -> Sequence[type]:
     """Labelled rows -> templates."""
     from promptforge_lm_bff.search import LmBffTemplates

@@ -12,6 +12,7 @@ import rich_click as click
 
 from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
 from promptforge.cli.setup import class_roles, load, model_options, open_task, task_options
+from promptforge.cli.train import setting_options, settings_of
 from promptforge.errors import PromptForgeError, UserError
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
 @click.option("--output", default="found-templates", show_default=True, type=click.Path(path_type=Path),
               help="Folder that the .jinja files are written to.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the templates of an earlier search there.")
+@click.option(
+    "--rerank", is_flag=True, help="Tune with each template that is kept, and rank by dev."
+)
+@setting_options
 @model_options
 @json_option
 def search_template(as_json: bool, **params: Any) -> None:
@@ -61,8 +66,13 @@ def search_template(as_json: bool, **params: Any) -> None:
         # Templates are what is looked for: this one only stands where one has to.
         params["template"] = ("{{ mask }}",)
     report = reporter()
-    roles = {"template-search": params["search"], "verbalizer": class_roles(params)["verbalizer"]}
+    roles = {
+        "settings": None,
+        "template-search": params["search"],
+        "verbalizer": class_roles(params)["verbalizer"],
+    }
     setup = open_task(params, report, roles)
+    settings = settings_of(params, setup)
     finder = build("template-search", params["search"], **setup.options["template-search"])
     words = setup.words
     verbalizer = build(
@@ -72,15 +82,26 @@ def search_template(as_json: bool, **params: Any) -> None:
     )
     train, dev = _data(setup, params)
     backbone = load(params, report, replace(setup.task, patterns={}))
+    task = setup.task.with_words(words.patterns) if words else setup.task
+    rank = None
+    if params["rerank"]:
+        from promptforge.tuning.rerank import template_rank
+        from promptforge.tuning.tuner import Tuner
+
+        rank = template_rank(
+            Tuner(backbone, task, train, dev, settings=settings, verbalizer=verbalizer,
+                  seed=params["seed"], report=report)
+        )  # fmt: skip
     found = search(
         backbone,
-        setup.task.with_words(words.patterns) if words else setup.task,
+        task,
         train,
         search=finder,
         generator=_generator(params, report),
         dev=dev,
         keep=params["keep"],
         verbalizer=verbalizer,
+        rank=rank,
         report=report,
     )
     digits = len(str(len(found)))

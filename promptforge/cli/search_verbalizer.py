@@ -9,6 +9,7 @@ import rich_click as click
 
 from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
 from promptforge.cli.setup import load, model_options, open_task, task_options
+from promptforge.cli.train import setting_options, settings_of
 from promptforge.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 @click.option(
     "--output", default="verbalizer.json", show_default=True, help="Where the words are written."
 )
+@click.option("--rerank", type=click.IntRange(min=1), metavar="N",
+              help="Tune with each of the N best sets of words, and rank by dev (lm-bff).")  # fmt: skip
+@setting_options
 @model_options
 @json_option
 def search_verbalizer(as_json: bool, **params: Any) -> None:
@@ -54,7 +58,8 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
 
     check_target(Path(params["output"]))
     report = reporter()
-    setup = open_task(params, report, {"search": params["search"]})
+    setup = open_task(params, report, {"search": params["search"], "settings": None})
+    settings = settings_of(params, setup)
     train, splits = _data(setup, params)
     unlabeled = setup.unlabeled() if params["max_words"] else None
     if params["max_words"] and not unlabeled:
@@ -74,6 +79,15 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
         max_words=params["max_words"],
         unlabeled=unlabeled,
     )
+    if params["rerank"]:
+        from promptforge.tuning.rerank import rerank_words
+        from promptforge.tuning.tuner import Tuner
+
+        tuner = Tuner(
+            model.backbone, setup.task, train, splits.get("dev", []), settings=settings,
+            seed=params["seed"], report=report,
+        )  # fmt: skip
+        words = rerank_words(words, tuner, params["rerank"])
     words.origin.update(shots=params["shots"], seed=params["seed"])
     found = model.with_words(words)
     results: dict[str, dict[str, dict[str, Evaluation]]] = {}

@@ -2,29 +2,37 @@
 
 An `Objective` says what the loss of some rows is; the loop does the rest. The order of the rows
 depends on the seed and the epoch alone, so a training that was interrupted goes on exactly
-where it stood, and two processes see together what one would see.
+where it stood, and two processes see together what one would see. They are started by
+
+    ACCELERATE_USE_CPU=true python -m torch.distributed.run --nproc_per_node 2 -m -- promptforge train TASK
+
+(without the variable on GPUs). Batch size and learning rate mean the same as with one process.
+The first process writes the run's folder and speaks.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from promptforge.data import Row
 from promptforge.errors import PromptForgeError, UserError
 from promptforge.progress import Reporter
-from promptforge.tuning import checkpoint
+from promptforge.tuning import checkpoint, processes
 from promptforge.tuning.settings import Settings
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -151,12 +159,14 @@ class Training:
         self.parameters = objective.trained()
         self.lengths = [objective.length(t) for t in self.targets]
         device = next(iter(self.parameters.values())).device
-        self.accelerator = Accelerator(
-            cpu=device.type == "cpu", mixed_precision=_precision(settings.precision, device)
+        self.accelerator = processes.accelerator(device)
+        self.autocast = torch.autocast(
+            device.type, torch.bfloat16, enabled=_bfloat16(settings.precision, device)
         )
         self.state = Trained()
         self.best: dict[str, Tensor] | None = None
         self.bad_looks = 0
+        self.half_made = True
 
     def run(self, label: str = "Training") -> Trained:
         """Train to the end, or from the checkpoint to the end; the best weights stay in place.
@@ -170,23 +180,25 @@ class Training:
         module, optimizer = self.accelerator.prepare(self.objective, self.optimizer)
         self._resume()
         last_save = began = time.monotonic()
-        losses: list[float] = []
+        kept = max(1, settings.steps // 10)
+        losses = [entry["loss"] for entry in state.curve][-kept:]
         module.train(settings.dropout)
         with self.report.meter(label, settings.steps, "steps") as meter:
             meter.advance(state.steps)
             while state.steps < settings.steps and not self._patience_is_over():
-                loss = self._update(module, optimizer)
-                losses = [*losses, loss][-max(1, settings.steps // 10) :]
-                state.steps += 1
-                state.loss = float(np.mean(losses))
+                with self._whole():
+                    loss = self._update(module, optimizer)
+                    losses = [*losses, loss][-kept:]
+                    state.steps += 1
+                    state.loss = float(np.mean(losses))
+                    entry: dict[str, float] = {"step": state.steps, "loss": loss}
+                    if self.score and (
+                        state.steps % settings.looks == 0 or state.steps == settings.steps
+                    ):
+                        entry["score"] = self._look()
+                        module.train(settings.dropout)
+                    self._log(entry)
                 meter.advance()
-                entry: dict[str, float] = {"step": state.steps, "loss": loss}
-                if self.score and (
-                    state.steps % settings.looks == 0 or state.steps == settings.steps
-                ):
-                    entry["score"] = self._look()
-                    module.train(settings.dropout)
-                self._log(entry)
                 now = time.monotonic()
                 due = (
                     state.steps % settings.save_every == 0
@@ -208,6 +220,10 @@ class Training:
     def _update(self, module: nn.Module, optimizer: Any) -> float:
         settings, accelerator = self.settings, self.accelerator
         size, step = settings.rows, self.state.steps
+        if accelerator.num_processes > 1:
+            # Draws of their own for dropout, the same ones again after a resume.
+            draw = (self.seed * 1_000_003 + step) * accelerator.num_processes
+            torch.manual_seed(draw + accelerator.process_index)
         batches_per_epoch = math.ceil(len(self.targets) / size)
         epoch, index = divmod(step, batches_per_epoch)
         rows = order(self.lengths, size, self.seed, epoch)[index]
@@ -225,18 +241,14 @@ class Training:
         total = 0.0
         for i in range(settings.accumulate):
             chosen = [self.targets[r] for r in mine[i * part : (i + 1) * part]]
-            with accelerator.autocast():
+            with self.autocast:
                 loss = module(chosen, step).float().mean() / settings.accumulate
             total += float(loss.detach())
             accelerator.backward(loss)
         if accelerator.num_processes > 1:
-            total = float(accelerator.reduce(torch.tensor(total), "mean"))
-        if not math.isfinite(total):
-            raise PromptForgeError(
-                f"The loss is not finite at step {step + 1}. Try a lower learning rate (now "
-                f"{settings.rate:g}), precision=float32, or more warm-up; a row with a very long or "
-                "empty text can be the cause too."
-            )
+            mean = torch.tensor(total, device=accelerator.device)
+            total = float(accelerator.reduce(mean, "mean"))
+        self._check_finite(total, "loss", step + 1)
         if settings.clip:
             accelerator.clip_grad_norm_(list(self.parameters.values()), settings.clip)
         optimizer.step()
@@ -261,6 +273,9 @@ class Training:
         state = self.state
         self.objective.eval()
         score = self.score()
+        if self.accelerator.num_processes > 1:
+            score = float(broadcast(torch.tensor(score, device=self.accelerator.device)))
+        self._check_finite(score, "score on the development rows", state.steps)
         # The later of two equal looks has seen more rows.
         if state.best is None or score >= state.best:
             self.bad_looks = 0 if state.best is None or score > state.best else self.bad_looks + 1
@@ -269,6 +284,43 @@ class Training:
         else:
             self.bad_looks += 1
         return score
+
+    def _check_finite(self, value: float, what: str, step: int) -> None:
+        if not math.isfinite(value):
+            raise PromptForgeError(
+                f"The {what} is not finite at step {step}. Try a lower learning rate (now "
+                f"{self.settings.rate:g}), precision=float32, or more warm-up; a row with a very "
+                "long or empty text can be the cause too."
+            )
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Ctrl-C waits for the end of a step: nobody can go on from a half made one.
+
+        A second Ctrl-C does not wait, and then the last checkpoint is what is kept.
+        """
+        self.half_made, asked = True, False
+
+        def note(*_: Any) -> None:
+            nonlocal asked
+            if asked:
+                raise KeyboardInterrupt
+            asked = True
+
+        # Elsewhere than in the main thread Ctrl-C does not arrive; another handler is not ours.
+        ours = threading.current_thread() is threading.main_thread() and (
+            signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if ours:
+            signal.signal(signal.SIGINT, note)
+        try:
+            yield
+            self.half_made = False
+        finally:
+            if ours:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+        if asked:
+            raise KeyboardInterrupt
 
     def _patience_is_over(self) -> bool:
         return bool(self.settings.patience) and self.bad_looks >= self.settings.patience
@@ -295,7 +347,7 @@ class Training:
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT if self.folder else None
         if path is None or not path.exists():
-            if self.folder:
+            if self.folder and self.accelerator.is_main_process:
                 (self.folder / METRICS).unlink(missing_ok=True)
             return
         tensors, state = checkpoint.load(path)
@@ -315,22 +367,22 @@ class Training:
         if "random/cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["random/cuda"])
         assert self.folder is not None
+        if not self.accelerator.is_main_process:
+            return
         # Steps after the checkpoint are made again, so their lines go.
         lines = "".join(json.dumps(entry) + "\n" for entry in self.state.curve)
         (self.folder / METRICS).write_text(lines, encoding="utf-8")
 
     def interrupted(self) -> None:
         """Save where the training stands, for Ctrl-C."""
-        if self.folder and self.state.steps:
+        if self.folder and self.state.steps and not self.half_made:
             self._save()
 
 
-def _precision(wanted: str, device: torch.device) -> str:
-    if wanted == "float32":
-        return "no"
-    if wanted == "bfloat16":
-        return "bf16"
+def _bfloat16(wanted: str, device: torch.device) -> bool:
+    if wanted != "auto":
+        return wanted == "bfloat16"
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+        return bool(torch.cuda.is_bf16_supported())
     # Without instructions for it a processor is slower in bfloat16 than in float32.
-    return "bf16" if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() else "no"
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())

@@ -31,7 +31,7 @@ CONFIG, ENVIRONMENT, RESULTS, ARTIFACT = (
 #: What an artifact's folder holds.
 ARTIFACT_FILE = "artifact.json"
 #: Options that say where and how fast, not what: they may change when a run goes on.
-FREE = {"device", "batch_tokens", "resume", "run", "save_every"}
+FREE = {"device", "batch_tokens", "resume", "run", "settings.save_every"}
 
 
 @dataclass
@@ -63,9 +63,8 @@ class RunFolder:
                     f"A run {state} in {path}. Go on with it with --resume, or name another folder "
                     "with --run."
                 )
-            other = sorted(
-                key for key in {*saved, *wanted} - FREE if saved.get(key) != wanted.get(key)
-            )
+            begun, now = flat(saved), flat(wanted)
+            other = sorted(k for k in {*begun, *now} - FREE if begun.get(k) != now.get(k))
             if other:
                 raise UserError(
                     f"The run in {path} was begun with other options: {listed(other, 20)}. Give the same "
@@ -117,7 +116,7 @@ class RunFolder:
             UserError: no run there.
         """
         found = self.read(CONFIG)
-        if found is None:
+        if found is None or "strategy" not in found:
             raise UserError(f"There is no run in {self.path} (no {CONFIG}).")
         return found
 
@@ -161,8 +160,19 @@ def artifact_task(path: Path) -> dict[str, Any]:
 
 
 def runs(folder: str | Path = "runs") -> list[RunFolder]:
-    """The runs in a folder, by name."""
-    return [RunFolder(p.parent) for p in sorted(Path(folder).rglob(CONFIG))]
+    """The runs in a folder, by name; a model's folder has a file of that name too."""
+    found = [RunFolder(p.parent) for p in sorted(Path(folder).rglob(CONFIG))]
+    return [run for run in found if "strategy" in (run.read(CONFIG) or {})]
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    out: dict[str, Any] = {}
+    for key, inner in value.items():
+        out |= flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return out
 
 
 def environment() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.selection import DemonstrationSelector, fit_selector
 from promptforge.task import Task
+from promptforge.tuning import processes
 from promptforge.tuning.loop import Trained
 from promptforge.tuning.method import TuningMethod
 from promptforge.tuning.run import RESULTS, RunFolder
@@ -117,7 +118,7 @@ def train(
         UserError: data or options that do not fit.
         PromptForgeError: a loss that is not finite, a damaged checkpoint, no space.
     """
-    report = report or Reporter()
+    report = (report or Reporter()) if processes.is_first() else processes.Mute()
     train, dev = list(train), list(dev)
     if shots:
         train, held = sample_shots(train, shots, seed, list(task.labels), dev=not dev)
@@ -151,17 +152,18 @@ def train(
         class_weight=_class_weights(task, train, class_weight),
         row_weights=row_weights,
     )
-    folder = RunFolder(Path(run)) if run else None
+    folder = RunFolder(Path(run)) if run and processes.is_first() else None
     opened = (
         folder.opened(config or _config(tuner, made_strategy, shots), resume=resume)
         if folder
         else nullcontext()
     )
     with opened:
+        processes.wait(backbone.device)
         began = time.perf_counter()
         classifier = made_strategy.train(tuner)
         seconds = time.perf_counter() - began
-        made = Run(classifier, {}, tuner.trained, seconds, folder.path if folder else None, task)
+        made = Run(classifier, {}, tuner.trained, seconds, tuner.folder, task)
         untrained = tuner.untrained() if compare_untrained and task.patterns else None
         for split, examples in (("dev", dev), ("test", test)):
             if not examples:

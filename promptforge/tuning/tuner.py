@@ -22,6 +22,7 @@ from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.selection import DemonstrationSelector
 from promptforge.task import Task
+from promptforge.tuning import processes
 from promptforge.tuning.loop import Target, Trained, Training
 from promptforge.tuning.members import HeadModel, head_tensors
 from promptforge.tuning.method import TuningMethod
@@ -151,7 +152,7 @@ class Tuner:
                 best = (score, classifier, trained)
         assert best is not None
         self.trained[member.name] = best[2]
-        if home is not None:
+        if home is not None and processes.is_first():
             about = {"identity": identity, "trained": vars(best[2])}
             artifact.save(best[1], home, about)
             _remove(home.with_name(f"{member.name}.parts"))
@@ -163,7 +164,7 @@ class Tuner:
         self, member: Member, settings: Settings, folder: Path | None, identity: str
     ) -> tuple[Classifier, Trained]:
         torch.manual_seed(member.seed)
-        if folder:
+        if folder and processes.is_first():
             folder.mkdir(parents=True, exist_ok=True)
         make = self._prompt if member.pattern is not None else self._head
         objective, classifier, finish = make(member, settings)
