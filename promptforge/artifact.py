@@ -44,9 +44,12 @@ def save(
         about: further JSON values to keep (figures, settings).
 
     Raises:
+        UserError: the folder holds something else.
         PromptForgeError: no space, no permission.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
+    if folder.is_dir() and {p.name for p in folder.iterdir()} - {FILE, TENSORS, MEMBERS}:
+        raise UserError(f"{folder} holds something else than an artifact. Name another folder.")
     draft = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
     try:
@@ -131,17 +134,25 @@ def load(
         UserError: no artifact there; another backbone than the one it was tuned from.
         PromptForgeError: its files are damaged.
     """
+    return _read(_found(path), backbone, report or Reporter(), options)
+
+
+def about(path: str | Path) -> dict[str, Any]:
+    """What `save` was told to keep besides the classifier; errors as for `load`."""
+    told: dict[str, Any] = _header(_found(path))["about"]
+    return told
+
+
+def _found(path: str | Path) -> Path:
     folder = find_artifact(path)
     if folder is None:
         raise UserError(f"There is no artifact in {path} (no {FILE}).")
-    return _read(folder, backbone, report or Reporter(), options)
+    return folder
 
 
-def _read(
-    folder: Path, backbone: Backbone | None, report: Reporter, options: dict[str, Any]
-) -> Classifier:
+def _header(folder: Path) -> dict[str, Any]:
     try:
-        data = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        data: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
         if data["format"] != FORMAT:
             raise ValueError("another format")
     except FileNotFoundError:
@@ -150,6 +161,13 @@ def _read(
         raise PromptForgeError(f"{folder / FILE} is damaged: {error}.") from None
     if data["version"] != 1:
         raise UserError(f"{folder} was written by a newer PromptForge: update PromptForge.")
+    return data
+
+
+def _read(
+    folder: Path, backbone: Backbone | None, report: Reporter, options: dict[str, Any]
+) -> Classifier:
+    data = _header(folder)
     if data["kind"] == "ensemble":
         members: dict[str, Classifier] = {}
         for name in data["shares"]:

@@ -3,46 +3,63 @@
 from __future__ import annotations
 
 import io
-import json
 import tempfile
 import threading
 import zipfile
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from promptforge import artifact
 from promptforge.backbone import Backbone, load_model
 from promptforge.classifier import Classifier
 from promptforge.data import Example, Row
-from promptforge.errors import UserError, listed
+from promptforge.errors import UserError, did_you_mean, listed
+from promptforge.estimator_input import (
+    as_examples,
+    as_labels,
+    as_rows,
+    as_weights,
+    as_words,
+    columns,
+    plain,
+    same_length,
+    written,
+)  # fmt: skip
 from promptforge.models import DEFAULT_MODEL
 from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.task import Task
 from promptforge.template import Template
-from promptforge.tuning.run import ARTIFACT_FILE
 from promptforge.tuning.settings import Settings
 from promptforge.tuning.train import Run, train
 
-_loaded: dict[tuple[Any, ...], Backbone] = {}
-_lock = threading.Lock()
+# A model has room for the weights of one classifier, and a training seeds the process's random
+# numbers: one thread works at a time.
+_alone = threading.RLock()
+_loaded: WeakValueDictionary[tuple[str, ...], Backbone] = WeakValueDictionary()
+_last: list[Backbone] = []
 _COMPONENTS = ("strategy", "method", "verbalizer", "demonstrations")
 
 
-def shared_backbone(name: str, **options: Any) -> Backbone:
-    """The model `name`, loaded once in this process; the last one loaded is kept."""
-    key = (name, *sorted(options.items()))
-    with _lock:
-        if key not in _loaded:
-            _loaded.clear()
-            _loaded[key] = load_model(name, **options)
-        return _loaded[key]
+def shared_backbone(name: str, *, device: str = "cpu", dtype: str = "float32") -> Backbone:
+    """The model `name`, loaded once for all that use it; the last one asked for is kept."""
+    key = (str(Path(name).resolve()) if Path(name).is_dir() else name, device, dtype)
+    with _alone:
+        backbone = _loaded.get(key) or load_model(name, device=device, dtype=dtype)
+        _loaded[key] = backbone
+        _last[:] = [backbone]
+        return backbone
 
 
 class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -50,34 +67,42 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     `X` is a sequence of texts, of mappings (column -> value), or a table with named columns.
     `y` holds labels of any kind that scikit-learn takes; `classes_` has them in sorted order.
+    Estimators of one model share it: each keeps only what its training changed, and threads
+    wait for one another.
 
     Args:
         templates: a template or several (`"{{ text }} It was {{ mask }}."`), or a mapping of
-            names to templates. Texts have the column `text`.
-        words: label -> its words; each label's own name by default.
+            names to templates. Texts have the column `text`; other columns are not read.
+        words: label -> its words, or the words of each label in the order of `classes_` (for
+            `VotingClassifier` and others that hand on numbers for labels); each label's own
+            name by default.
         model: a packaged model, a folder or a Hugging Face id.
         strategy, method, verbalizer, demonstrations: components by name; their options are in
             `options`.
         options: `{"strategy.repetitions": 2, "demonstrations.seed": 1}`.
         samples: draws of demonstrations averaged when predicting.
         steps, batch_size, learning_rate, patience: see `Settings`; `settings` has the others.
-        class_weight: None, "balanced" or label -> weight.
+        class_weight: None, "balanced" or label -> weight; a label that is left out has 1.
         dev_share: share of each label's rows kept apart to choose by, where `fit` gets no dev
             rows; 0: nothing is chosen.
-        random_state: seed of the split and of the training.
+        random_state: seed of the split and of the training; a `RandomState` or None draws one.
         device, dtype: where and in what precision the model runs.
-        run: folder to keep checkpoints in; None: in memory only.
+        run: folder to keep checkpoints in; None: in memory only. Another `fit` with the same
+            data and parameters goes on where the first stopped; with others it is an error.
 
     Attributes:
-        classes_: the labels.
+        classes_: the labels, [classes].
         classifier_: the tuned classifier, as `promptforge.train` gives it.
-        run_: figures and curves of the training.
+        task_: labels, patterns and columns, as plain values.
+        run_: figures and curves of the training; not in a pickle or a saved estimator.
     """
 
     def __init__(
         self,
-        templates: str | Sequence[str] | Mapping[str, str] = "{{ text }} It was {{ mask }}.",
-        words: Mapping[Any, str | Sequence[str]] | None = None,
+        templates: str
+        | Sequence[str]
+        | Mapping[str, str] = "{{ text }} It was {{ mask }}{{ tail('.') }}",
+        words: Mapping[Any, str | Sequence[str]] | Sequence[str | Sequence[str]] | None = None,
         *,
         model: str = DEFAULT_MODEL,
         strategy: str = "prompt",
@@ -93,7 +118,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         settings: Mapping[str, Any] | None = None,
         class_weight: str | Mapping[Any, float] | None = None,
         dev_share: float = 0.0,
-        random_state: int = 13,
+        random_state: int | np.random.RandomState | None = 13,
         device: str = "cpu",
         dtype: str = "float32",
         run: str | None = None,
@@ -133,152 +158,191 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Tune on texts `X` with labels `y`.
 
         Args:
-            X_unlabeled: texts without labels, for strategies that use them.
-            X_dev, y_dev: rows to choose by.
-            sample_weight: a weight for each row.
+            X: rows, [rows].
+            y: labels, [rows].
+            X_unlabeled: rows without labels, for strategies that use them.
+            X_dev, y_dev: rows to choose by, and their labels.
+            sample_weight: a weight of 0 or more for each row, [rows].
+            report: where progress goes.
 
         Raises:
-            UserError: rows and labels that do not fit, fewer than two labels, a wrong option.
+            UserError (a ValueError): rows, labels and weights that do not fit, fewer than two
+                labels, a wrong parameter, a `run` folder with another run.
+            PromptForgeError: a model that cannot be loaded, a loss that is not finite, no space.
         """
-        rows = as_rows(X)
-        y = np.asarray(y)
-        if y.ndim != 1 or len(y) != len(rows):
+        rows, y = as_rows(X), as_labels(y, "y")
+        same_length(rows, y, "X", "y")
+        classes = np.unique(y)
+        if len(classes) < 2:
             raise UserError(
-                f"X has {len(rows)} rows and y has the shape {y.shape}: give one label per row."
+                f"y has {len(classes)} class ({classes[0]!r}); a classifier needs at least two classes."
             )
-        self.classes_ = np.unique(y)
-        if len(self.classes_) < 2:
-            raise UserError(
-                f"y has {len(self.classes_)} class{'es' * (len(self.classes_) != 1)}; a classifier needs at least two classes."
-            )
-        labels = [str(c) for c in self.classes_]
-        if len(set(labels)) < len(labels):
-            raise UserError(f"Two labels are written the same: {listed(labels)}.")
-        weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, float)
-        if weights.shape != y.shape or (weights < 0).any():
-            raise UserError("sample_weight needs one weight of 0 or more for each row.")
-        examples = self._examples(rows, y)
-        dev = [] if X_dev is None else self._examples(as_rows(X_dev), np.asarray(y_dev))
+        task = self._task([written(c) for c in classes], rows[0])
+        weights = as_weights(sample_weight, len(y))
+        examples = as_examples(rows, y, task, "X")
+        dev: list[Example] = []
+        if X_dev is not None or y_dev is not None:
+            if X_dev is None or y_dev is None:
+                raise UserError("X_dev and y_dev belong together: give both or neither.")
+            dev_rows, y_dev = as_rows(X_dev, "X_dev"), as_labels(y_dev, "y_dev")
+            same_length(dev_rows, y_dev, "X_dev", "y_dev")
+            dev = as_examples(dev_rows, y_dev, task, "X_dev")
+        seed = self.random_state
+        if not isinstance(seed, Integral):
+            seed = check_random_state(seed).randint(2**31)
         if not dev and self.dev_share:
-            kept, held = self._split(y)
+            kept, held = self._split(y, int(seed))
             dev = [examples[i] for i in held]
             examples, weights = [examples[i] for i in kept], weights[kept]
-        task = self._task(labels, rows[0])
-        task.check(rows[0])
-        components = self._components()
-        tuned = {**(self.settings or {}), "steps": self.steps, "batch_size": self.batch_size}
-        tuned |= {"learning_rate": self.learning_rate, "patience": self.patience}
+        unlabeled: list[Row] = []
+        if X_unlabeled is not None:
+            unlabeled = columns(as_rows(X_unlabeled, "X_unlabeled"), task.inputs, "X_unlabeled")
         class_weight = self.class_weight
         if isinstance(class_weight, Mapping):
-            class_weight = {str(label): float(w) for label, w in class_weight.items()}
-        self.run_: Run = train(
-            task,
-            examples,
-            backbone=shared_backbone(self.model, device=self.device, dtype=self.dtype),
-            dev=dev,
-            unlabeled=[] if X_unlabeled is None else as_rows(X_unlabeled),
-            settings=Settings.of(**tuned),
-            samples=self.samples,
-            seed=self.random_state,
-            class_weight=class_weight,
-            row_weights=weights.tolist(),
-            run=self.run,
-            compare_untrained=False,
-            report=report,
-            **components,
-        )
-        self.classifier_: Classifier = self.run_.classifier
+            class_weight = {written(label): float(w) for label, w in class_weight.items()}
+        components, settings = self._components(), self._settings()
+        with _alone, torch.random.fork_rng(devices=[]):
+            run = train(
+                task,
+                examples,
+                backbone=shared_backbone(self.model, device=self.device, dtype=self.dtype),
+                dev=dev,
+                unlabeled=unlabeled,
+                settings=settings,
+                samples=self.samples,
+                seed=int(seed),
+                class_weight=class_weight,
+                row_weights=weights.tolist(),
+                run=self.run,
+                resume=self.run is not None,
+                compare_untrained=False,
+                report=report,
+                **components,
+            )
+        self.classes_, self.task_ = classes, task.to_json()
+        self.run_: Run = run
+        self.classifier_: Classifier | bytes = run.classifier
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Class probabilities, [rows, classes], in the order of `classes_`."""
-        check_is_fitted(self, "classes_")
-        return self._fitted().predict_proba(as_rows(X))
+        """Class probabilities, [rows, classes], in the order of `classes_`.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            UserError (a ValueError): no rows, a column of the templates that they lack.
+        """
+        check_is_fitted(self, "classifier_")
+        rows = columns(as_rows(X), self.task_["inputs"], "X")
+        with _alone:
+            return self._fitted().predict_proba(rows)
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """The most probable class of each row."""
+        """The most probable class of each row, [rows]; errors as for `predict_proba`."""
         best = self.predict_proba(X).argmax(1)
         found: NDArray[Any] = self.classes_[best]
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write the tuned classifier as an artifact; `load` and `promptforge predict` read it."""
-        check_is_fitted(self, "classes_")
-        classifier = self._fitted()
-        about = {"classes": self.classes_.tolist(), "parameters": self.get_params(deep=False)}
-        # Names and numbers only: the file is read by others too.
-        about = json.loads(json.dumps(about, default=str))
-        artifact.save(classifier, path, {**about, "task": self._task_of(classifier)})
+        """Write the tuned classifier as an artifact; `load` and `promptforge predict` read it.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            UserError (a ValueError): `path` is a folder with other files.
+            PromptForgeError: no space, no permission.
+        """
+        check_is_fitted(self, "classifier_")
+        about = {
+            "task": self.task_,
+            "classes": self.classes_.tolist(),
+            "dtype": self.classes_.dtype.str,
+            "parameters": plain(self.get_params(deep=False)),
+        }
+        with _alone:
+            artifact.save(self._fitted(), path, about)
 
     @classmethod
-    def load(cls, path: str | Path, **options: Any) -> PromptClassifier:
-        """What `save` wrote; `options` go to `load_model` (device, dtype)."""
-        classifier = artifact.load(path, **options)
-        data = json.loads((Path(path) / ARTIFACT_FILE).read_text(encoding="utf-8"))["about"]
-        if "parameters" not in data:
+    def load(
+        cls, path: str | Path, *, model: str | None = None, device: str | None = None
+    ) -> PromptClassifier:
+        """What `save` wrote.
+
+        Args:
+            path: the folder.
+            model: where the language model is now, if that has changed.
+            device: where to run it, if not where it was tuned.
+
+        Raises:
+            UserError (a ValueError): nothing there that `save` wrote, another model.
+            PromptForgeError: damaged files.
+        """
+        about = artifact.about(path)
+        if "parameters" not in about:
             raise UserError(
                 f"{path} was not saved by PromptClassifier: use promptforge.artifact.load."
             )
-        made = cls(**data["parameters"])
-        made.classes_ = np.asarray(data["classes"])
-        made.classifier_ = classifier
+        made = cls(**about["parameters"])
+        made.set_params(model=model or made.model, device=device or made.device)
+        made.classes_ = np.asarray(about["classes"], dtype=np.dtype(about["dtype"]))
+        made.task_ = about["task"]
+        made.classifier_ = made._read(path)
         return made
 
     # --- the parts ------------------------------------------------------------------------
 
-    def _examples(self, rows: list[Row], y: NDArray[Any]) -> list[Example]:
-        return [
-            Example(r, str(label), i + 1) for i, (r, label) in enumerate(zip(rows, y, strict=True))
-        ]
-
-    def _split(self, y: NDArray[Any]) -> tuple[list[int], list[int]]:
-        from sklearn.model_selection import train_test_split
-
-        kept, held = train_test_split(
-            range(len(y)), test_size=self.dev_share, stratify=y, random_state=self.random_state
-        )
-        return sorted(kept), sorted(held)
-
     def _task(self, labels: list[str], row: Row) -> Task:
+        if len(set(labels)) < len(labels):
+            raise UserError(f"y has two labels that are written the same: {listed(labels)}.")
         given = self.templates
         if isinstance(given, str):
             given = [given]
         if not isinstance(given, Mapping):
             given = {f"template-{i + 1}" if i else "template": t for i, t in enumerate(given)}
-        words = {
-            str(k): [w] if isinstance(w, str) else list(w) for k, w in (self.words or {}).items()
-        }
-        if self.words is not None and (strange := set(words) ^ set(labels)):
-            raise UserError(
-                f"words and y do not have the same labels: {listed(sorted(strange))} is in one only."
-            )
-        return Task.inline(
+        if not given:
+            raise UserError("templates is empty: give at least one template.")
+        task = Task.inline(
             [Template(source, name=name) for name, source in given.items()],
-            labels={label: words.get(label, [label]) for label in labels},
-            inputs=list(row),
+            labels=as_words(self.words, labels),
         )
+        task.check(row)
+        return task
+
+    def _split(self, y: NDArray[Any], seed: int) -> tuple[list[int], list[int]]:
+        try:
+            kept, held = train_test_split(
+                range(len(y)), test_size=self.dev_share, stratify=y, random_state=seed
+            )
+        except ValueError as error:
+            raise UserError(f"dev_share={self.dev_share!r}: {error}") from None
+        return sorted(kept), sorted(held)
+
+    def _settings(self) -> Settings:
+        own = {
+            name: getattr(self, name)
+            for name in ("steps", "batch_size", "learning_rate", "patience")
+        }
+        if twice := sorted(own.keys() & (self.settings or {})):
+            raise UserError(f"settings: {listed(twice)} is a parameter of its own; set it there.")
+        return Settings.of(**own, **(self.settings or {}))
 
     def _components(self) -> dict[str, Any]:
-        options: dict[str, dict[str, Any]] = {role: {} for role in _COMPONENTS}
+        names = {role: getattr(self, role) for role in _COMPONENTS}
+        options: dict[str, dict[str, Any]] = {role: {} for role, name in names.items() if name}
         for key, value in (self.options or {}).items():
             role, dot, name = key.partition(".")
             if not dot or role not in options:
                 raise UserError(
                     f"options: {key!r}: write role.option with a role of {listed(list(options))}."
+                    f"{did_you_mean(role, list(options))}"
                 )
             options[role][name] = value
-        names = {role: getattr(self, role) for role in _COMPONENTS}
-        return {role: name and build(role, name, **options[role]) for role, name in names.items()}
+        return {role: build(role, names[role], **given) for role, given in options.items()}
+
+    # --- what is kept ---------------------------------------------------------------------
 
     def _fitted(self) -> Classifier:
         if isinstance(self.classifier_, bytes):
             self.classifier_ = self._unpacked(self.classifier_)
         return self.classifier_
-
-    def _task_of(self, classifier: Classifier) -> dict[str, Any] | None:
-        run = getattr(self, "run_", None)
-        task = getattr(classifier, "task", None) or (run and run.task)
-        return task.to_json() if task else None
 
     def __getstate__(self) -> dict[str, Any]:
         """A fitted estimator pickles as its artifact's bytes; the language model stays out."""
@@ -292,7 +356,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         out = io.BytesIO()
         with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(out, "w") as archive:
             home = Path(folder) / "artifact"
-            artifact.save(classifier, home)
+            with _alone:
+                artifact.save(classifier, home)
             for path in sorted(home.rglob("*")):
                 if path.is_file():
                     archive.write(path, path.relative_to(home).as_posix())
@@ -302,38 +367,15 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with tempfile.TemporaryDirectory() as folder:
             with zipfile.ZipFile(io.BytesIO(packed)) as archive:
                 archive.extractall(folder)
+            return self._read(folder)
+
+    def _read(self, folder: str | Path) -> Classifier:
+        with _alone:
             backbone = shared_backbone(self.model, device=self.device, dtype=self.dtype)
             return artifact.load(folder, backbone=backbone)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.string = True
+        tags.input_tags.string = tags.input_tags.dict = tags.input_tags.one_d_array = True
         tags.input_tags.two_d_array = False
-        tags.input_tags.one_d_array = True
-        tags.non_deterministic = False
         return tags
-
-
-def as_rows(given: Any) -> list[Row]:
-    """Texts, mappings or a table with named columns as rows.
-
-    Raises:
-        UserError: something else, or no rows.
-    """
-    if isinstance(given, str):
-        raise UserError("X is one text: give a sequence of texts.")
-    if hasattr(given, "to_dict") and hasattr(given, "columns"):
-        given = given.to_dict("records")
-    rows: list[Row] = []
-    for i, item in enumerate(np.ravel(given).tolist() if isinstance(given, np.ndarray) else given):
-        if isinstance(item, Mapping):
-            rows.append(dict(item))
-        elif isinstance(item, str):
-            rows.append({"text": item})
-        else:
-            raise UserError(
-                f"X: row {i} is {type(item).__name__}; give texts, or mappings of column to value."
-            )
-    if not rows:
-        raise UserError("X has no rows (0 samples); at least 1 is required.")
-    return rows

@@ -10,9 +10,21 @@ from promptforge import hookimpl
 @hookimpl
 def promptforge_verbalizers() -> Sequence[type]:
     """Label words -> class scores."""
+    from promptforge_verbalizers.generation import GenerationVerbalizer
+    from promptforge_verbalizers.knowledgeable import KnowledgeableVerbalizer
     from promptforge_verbalizers.manual import ManualVerbalizer
+    from promptforge_verbalizers.prototypical import PrototypicalVerbalizer
+    from promptforge_verbalizers.rules import RulesVerbalizer
+    from promptforge_verbalizers.soft import SoftVerbalizer
 
-    return [ManualVerbalizer]
+    return [
+        ManualVerbalizer,
+        SoftVerbalizer,
+        PrototypicalVerbalizer,
+        KnowledgeableVerbalizer,
+        RulesVerbalizer,
+        GenerationVerbalizer,
+    ]
 
 
 @hookimpl

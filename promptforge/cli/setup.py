@@ -341,9 +341,9 @@ def build_model(
     calibration = None
     if params.get("calibration"):
         calibration = build("calibration", params["calibration"], **options["calibration"])
-    calibration_rows = None
+    calibration_rows: Sequence[Row] | None = setup.unlabeled() if verbalizer.fits_rows else None
     if calibration is not None and calibration.needs_rows:
-        calibration_rows = setup.unlabeled() or rows
+        calibration_rows = calibration_rows or setup.unlabeled() or rows
         if not calibration_rows:
             raise UserError(
                 f"--calibration {calibration.name} learns from rows: give --unlabeled FILE."

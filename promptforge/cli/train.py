@@ -56,6 +56,8 @@ def tuning_options(function: Any) -> Any:
         click.option("--dev", help="Table to choose by; the task's own by default."),
         click.option("--test", help="Table to measure on; the task's own by default."),
         click.option("--unlabeled", help="Unlabelled rows; the task's own by default."),
+        click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True,
+                     help="Members trained at the same time, in processes of their own."),
         click.option("--class-weight", multiple=True, metavar="LABEL=WEIGHT", help="Or: balanced."),
     ]  # fmt: skip
     for option in reversed(options):
@@ -107,7 +109,7 @@ def train(as_json: bool, strategy: str, run_: str | None, resume: bool, **params
         run = tune(
             setup.task, rows, dev=dev, test=test, backbone=backbone, settings=settings,
             unlabeled=setup.unlabeled() or [], shots=params["shots"], seed=params["seed"],
-            samples=params["samples"], class_weight=class_weight(params["class_weight"]),
+            samples=params["samples"], jobs=params["jobs"], class_weight=class_weight(params["class_weight"]),
             run=folder, resume=resume, report=report, **options,
         )  # fmt: skip
     except KeyboardInterrupt:

@@ -52,7 +52,8 @@ class _Tuned(Objective):
         return {}
 
     def trained(self) -> dict[str, nn.Parameter]:
-        return {**self.tunable.parameters, **{f"own/{n}": p for n, p in self.own().items()}}
+        own = {f"own/{n}": p for n, p in self.own().items() if p.requires_grad}
+        return {**self.tunable.parameters, **own}
 
     def undecayed(self) -> set[str]:
         return self._tables
@@ -129,7 +130,8 @@ class PromptObjective(_Tuned):
             encoded = model.encode(self._pattern, prompts)
         backbone.compact = self.tunable.compact
         try:
-            readout = Readout(backbone, encoded, backbone.read(encoded))
+            rows = [t.row for t in targets]
+            readout = Readout(backbone, encoded, backbone.read(encoded), rows=rows)
             shares, weight, temperature = tensors(targets, backbone.device)
             loss = self.verbalizer.loss(readout, shares, temperature) * weight
         finally:

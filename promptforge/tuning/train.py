@@ -87,6 +87,7 @@ def train(
     seed: int = 13,
     class_weight: str | Mapping[str, float] | None = None,
     row_weights: Sequence[float] = (),
+    jobs: int = 1,
     run: str | Path | None = None,
     resume: bool = False,
     config: Mapping[str, Any] | None = None,
@@ -109,6 +110,7 @@ def train(
         seed: of the draw and of the trainings.
         class_weight: label -> weight, or "balanced".
         row_weights: a weight for each training row.
+        jobs: members trained at the same time, in processes of their own.
         run: folder to keep everything in; None: in memory only.
         resume: go on with the run in that folder.
         config: what `config.json` should say; made from the arguments by default.
@@ -149,6 +151,7 @@ def train(
         seed=seed,
         folder=Path(run) if run else None,
         report=report,
+        jobs=jobs,
         class_weight=_class_weights(task, train, class_weight),
         row_weights=row_weights,
     )

@@ -6,8 +6,10 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.selection import DemonstrationSelector
 from promptforge.task import Task
+from promptforge.tuning import jobs as job_queue
 from promptforge.tuning import processes
 from promptforge.tuning.loop import Target, Trained, Training
 from promptforge.tuning.members import HeadModel, head_tensors
@@ -72,6 +75,7 @@ class Tuner:
         samples: draws of demonstrations that are averaged when predicting.
         folder: where members are kept; None: in memory only.
         class_weight: label -> how much its rows count.
+        jobs: members trained at the same time, in processes of their own.
     """
 
     backbone: Backbone
@@ -87,6 +91,7 @@ class Tuner:
     seed: int = 13
     folder: Path | None = None
     report: Reporter = field(default_factory=Reporter)
+    jobs: int = 1
     class_weight: Mapping[str, float] = field(default_factory=dict)
     row_weights: Sequence[float] = ()
     #: member -> how its training went
@@ -114,7 +119,7 @@ class Tuner:
 
     def untrained(self, task: Task | None = None, *, remember: bool = True) -> PromptModel:
         """The prompt model as it is before tuning."""
-        return PromptModel(
+        made = PromptModel(
             self.backbone,
             task or self.task,
             verbalizer=self.verbalizer.model_copy(deep=True),
@@ -123,17 +128,43 @@ class Tuner:
             remember=remember,
             report=self.report,
         )
+        if self.verbalizer.fits_rows and self.unlabeled:
+            made.calibrate(self.unlabeled)
+        return made
 
     def members(self, members: Sequence[Member]) -> dict[str, Classifier]:
         """Train members; those that a run has finished before are only read."""
         names = [m.name for m in members]
         if len(set(names)) < len(names):
             raise UserError("Two members of a strategy have the same name.")
+        homes = [self._home(m) for m in members]
+        open_ = [
+            m for m, home in zip(members, homes, strict=True)
+            if home is None or not (home / ARTIFACT_FILE).is_file()
+        ]  # fmt: skip
+        if self.jobs > 1 and len(open_) > 1:
+            return self._in_processes(members, open_)
         return {member.name: self.member(member) for member in members}
+
+    def _in_processes(
+        self, members: Sequence[Member], open_: Sequence[Member]
+    ) -> dict[str, Classifier]:
+        if "family" not in self.backbone.source:
+            self.report.warn(
+                "A model made in memory cannot be sent to other processes: one is used."
+            )
+            return {member.name: self.member(member) for member in members}
+        with nullcontext(self.folder) if self.folder else TemporaryDirectory() as folder:
+            shared = replace(self, folder=Path(folder))
+            job_queue.run(shared, open_)
+            return {member.name: shared.member(member) for member in members}
+
+    def _home(self, member: Member) -> Path | None:
+        return self.folder / "members" / member.name if self.folder else None
 
     def member(self, member: Member) -> Classifier:
         """Train one member with the best of the settings' pairs, chosen on the dev rows."""
-        home = self.folder / "members" / member.name if self.folder else None
+        home = self._home(member)
         identity = self._identity(member)
         if home is not None and (home / ARTIFACT_FILE).is_file():
             return self._finished(home, member, identity)

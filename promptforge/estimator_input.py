@@ -1,0 +1,153 @@
+"""What scikit-learn's users give as `X`, `y` and weights, as rows, labels and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d
+
+from promptforge.data import Example, Row, label_text
+from promptforge.errors import UserError, listed
+from promptforge.task import Task
+
+
+def as_rows(given: Any, what: str = "X") -> list[Row]:
+    """Texts, mappings or a table with named columns as rows; a missing value is None.
+
+    Raises:
+        UserError: something else, or no rows.
+    """
+    if isinstance(given, str | bytes | Mapping) or not hasattr(given, "__iter__"):
+        raise UserError(
+            f"{what} is one {type(given).__name__}: give a sequence of texts or of mappings."
+        )
+    if hasattr(given, "notna") and hasattr(given, "columns"):  # pandas
+        given = given.astype(object).where(given.notna(), None).to_dict("records")
+    elif hasattr(given, "to_dicts"):  # polars
+        given = given.to_dicts()
+    elif hasattr(given, "to_pylist"):  # pyarrow
+        given = given.to_pylist()
+    if isinstance(given, np.ndarray):
+        if given.ndim != 1 and given.shape[1:] != (1,):
+            raise UserError(
+                f"{what} has the shape {given.shape}: give one text per row, or a table with named columns."
+            )
+        given = given.ravel().tolist()
+    rows: list[Row] = []
+    for i, item in enumerate(given):
+        if isinstance(item, Mapping):
+            rows.append(dict(item))
+        elif isinstance(item, str):
+            rows.append({"text": item})
+        else:
+            raise UserError(
+                f"{what}: row {i} is {type(item).__name__}; give texts, or mappings of column to value."
+            )
+    if not rows:
+        raise UserError(f"{what} has no rows (0 samples); at least 1 is required.")
+    return rows
+
+
+def columns(rows: Sequence[Row], names: Sequence[str], what: str) -> list[Row]:
+    """The columns that the templates use, and no others."""
+    for i, row in enumerate(rows):
+        if lacking := [name for name in names if name not in row]:
+            raise UserError(
+                f"{what}: row {i} has no column {listed(lacking)}. It has {listed(list(map(str, row)))}."
+            )
+    return [{name: row[name] for name in names} for row in rows]
+
+
+def as_labels(given: Any, what: str) -> NDArray[Any]:
+    """Labels as an array, [rows]."""
+    if given is None:
+        raise UserError(f"PromptClassifier requires y to be passed, but the target {what} is None.")
+    try:
+        y = np.asarray(column_or_1d(given, warn=True))
+        check_classification_targets(y)
+        np.unique(y)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{what}: give one label per row, all of one type ({error}).") from None
+    return y
+
+
+def written(label: Any) -> str:
+    """A label as task and artifact have it."""
+    if not (text := label_text(label)):
+        raise UserError(f"The label {label!r} is empty.")
+    return text
+
+
+def same_length(rows: Sequence[Row], y: NDArray[Any], x_name: str, y_name: str) -> None:
+    """A `UserError` where each row does not have one label."""
+    if len(rows) != len(y):
+        raise UserError(
+            f"{x_name} has {len(rows)} rows and {y_name} has {len(y)}: give one label per row."
+        )
+
+
+def as_examples(rows: list[Row], y: NDArray[Any], task: Task, what: str) -> list[Example]:
+    """Rows with their labels, of which `task` has all."""
+    labels = [written(label) for label in y]
+    if strange := sorted(set(labels) - set(task.labels)):
+        raise UserError(f"{what}: there are labels that y does not have: {listed(strange)}.")
+    rows = columns(rows, task.inputs, what)
+    return [
+        Example(row, label, i + 1) for i, (row, label) in enumerate(zip(rows, labels, strict=True))
+    ]
+
+
+def as_weights(given: Any, rows: int) -> NDArray[np.float64]:
+    """Weights of the rows, [rows]."""
+    try:
+        weights = np.ones(rows) if given is None else np.asarray(given, dtype=float)
+    except (ValueError, TypeError):
+        weights = np.empty(0)
+    if weights.shape != (rows,) or not np.isfinite(weights).all() or (weights < 0).any():
+        raise UserError(f"sample_weight: give {rows} weights of 0 or more, one for each row.")
+    if not weights.any():
+        raise UserError("sample_weight is zero for all rows.")
+    return weights
+
+
+def as_words(
+    given: Mapping[Any, str | Sequence[str]] | Sequence[str | Sequence[str]] | None,
+    labels: Sequence[str],
+) -> dict[str, list[str]]:
+    """Label -> words, in the order of `labels`; each label's own name where none are given."""
+    if given is None:
+        return {label: [label] for label in labels}
+    if isinstance(given, str):
+        raise UserError(f"words is one text, {given!r}: write {{label: words}}.")
+    if not isinstance(given, Mapping):
+        if len(given) != len(labels):
+            raise UserError(
+                f"words has {len(given)} entries and y has {len(labels)} classes: give each its own."
+            )
+        given = dict(zip(labels, given, strict=True))
+    words = {written(k): [w] if isinstance(w, str) else list(w) for k, w in given.items()}
+    if strange := set(words) ^ set(labels):
+        raise UserError(
+            f"words and y do not have the same labels: {listed(sorted(strange))} is in one only. "
+            "Some of scikit-learn's meta-estimators hand on numbers for labels; for them give words "
+            "as a list, in the order of the sorted labels."
+        )
+    return {label: words[label] for label in labels}
+
+
+def plain(value: Any) -> Any:
+    """As JSON can hold it; None for what it cannot."""
+    if isinstance(value, Mapping):
+        return {label_text(key) or "": plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    return value if isinstance(value, str | int | float | None) else None
