@@ -18,18 +18,27 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_snippet_runs(packaged_models: Path) -> None:
-    """With `minilm-mlm`, from the root of the repository, as the README has it."""
-    match = re.search(r"<!-- snippet -->\n```python\n(.*?)```", README, re.DOTALL)
-    assert match
+def snippets() -> list[str]:
+    return re.findall(r"<!-- snippet -->\n```python\n(.*?)```", README, re.DOTALL)
+
+
+def ran(code: str, cache: Path) -> list[str]:
+    """What a snippet prints, run from the root of the repository."""
     done = subprocess.run(
-        [sys.executable, "-c", match[1]], cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "PROMPTFORGE_CACHE": str(packaged_models)},
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PROMPTFORGE_CACHE": str(cache)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    words, accuracy, label = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+def test_the_python_snippets_run(packaged_models: Path) -> None:
+    """With `minilm-mlm`, as the README has them."""
+    search, classifier = snippets()
+    words, accuracy, label = ran(search, packaged_models)
     assert words.startswith("{'negative': [") and 0 < float(accuracy) < 1
     assert label in ("['positive']", "['negative']")
+    assert ran(classifier, packaged_models) in (["['good']"], ["['bad']"])
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
