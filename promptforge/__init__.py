@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from promptforge.data import sample_shots as sample_shots
     from promptforge.estimator import PromptClassifier as PromptClassifier
     from promptforge.evaluation import Evaluation as Evaluation
+    from promptforge.evaluation import RegressionEvaluation as RegressionEvaluation
     from promptforge.model import PromptModel as PromptModel
     from promptforge.models import ModelSource as ModelSource
     from promptforge.readout import Readout as Readout
+    from promptforge.scale import Scale as Scale
     from promptforge.scoring import Scorer as Scorer
     from promptforge.search import Evidence as Evidence
     from promptforge.search import FoundWords as FoundWords
@@ -73,7 +75,9 @@ _HOMES = {
     "PromptModel": "model",
     "Reader": "data",
     "Readout": "readout",
+    "RegressionEvaluation": "evaluation",
     "Run": "tuning.train",
+    "Scale": "scale",
     "Scorer": "scoring",
     "Settings": "tuning.settings",
     "Strategy": "tuning.strategy",

@@ -9,9 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from promptforge.backbone.base import Backbone
 from promptforge.backbone.weights import Weights
@@ -21,6 +25,7 @@ from promptforge.errors import PromptForgeError, UserError
 from promptforge.model import PromptModel
 from promptforge.plugins import build
 from promptforge.progress import Reporter
+from promptforge.scale import Scale
 from promptforge.selection import fit_selector
 from promptforge.task import Task
 from promptforge.tuning import checkpoint
@@ -33,13 +38,43 @@ TENSORS, MEMBERS = "weights.safetensors", "members"
 FORMAT = "promptforge-artifact"
 
 
+class Savable(ABC):
+    """What is tuned and is no classifier of one task; a plugin's own kind of artifact.
+
+    Attributes:
+        backbone: what it was tuned from.
+        weights: the tuned weights, or None.
+    """
+
+    backbone: Backbone
+    weights: Weights | None
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Everything but backbone and tensors; its "kind" is a word of its own."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Further tensors by name."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An artifact taken apart: its JSON, the backbone it was tuned from, what was tuned."""
+
+    data: dict[str, Any]
+    backbone: Backbone
+    weights: Weights | None
+    tensors: dict[str, Tensor]
+
+
 def save(
-    classifier: Classifier, folder: str | Path, about: Mapping[str, Any] | None = None
+    classifier: Classifier | Savable, folder: str | Path, about: Mapping[str, Any] | None = None
 ) -> None:
     """Write a classifier into `folder`, whole or not at all.
 
     Args:
-        classifier: a `PromptModel`, a `HeadModel` or an `Ensemble` of them.
+        classifier: a `PromptModel`, a `HeadModel`, an `Ensemble` of them, or a `Savable`.
         folder: made anew; an artifact that is there is replaced.
         about: further JSON values to keep (figures, settings).
 
@@ -59,13 +94,14 @@ def save(
             shutil.rmtree(folder)
         draft.replace(folder)
     except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
         raise PromptForgeError(
             f"{folder} could not be written: {error.strerror or error}."
         ) from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
-def _write(classifier: Classifier, folder: Path, about: dict[str, Any]) -> None:
+def _write(classifier: Classifier | Savable, folder: Path, about: dict[str, Any]) -> None:
     data: dict[str, Any] = {"format": FORMAT, "version": 1, "about": about}
     tensors = {}
     if isinstance(classifier, Ensemble):
@@ -78,6 +114,7 @@ def _write(classifier: Classifier, folder: Path, about: dict[str, Any]) -> None:
             "kind": "head",
             "labels": list(classifier.labels),
             "inputs": list(classifier.texts.inputs),
+            "scale": vars(classifier.scale) if classifier.scale else None,
             "pooling": classifier.texts.pooling,
             "dropout": classifier.head.dropout.p,
             "backbone": _backbone(classifier.backbone),
@@ -94,6 +131,9 @@ def _write(classifier: Classifier, folder: Path, about: dict[str, Any]) -> None:
             for pattern, by_name in classifier.tuned.items()
             for name, value in by_name.items()
         }
+    elif isinstance(classifier, Savable):
+        data |= {"backbone": _backbone(classifier.backbone), **classifier.to_json()}
+        tensors = classifier.tensors()
     else:
         raise PromptForgeError(f"A {type(classifier).__name__} cannot be saved as an artifact.")
     weights = getattr(classifier, "weights", None)
@@ -128,13 +168,55 @@ def load(
     Args:
         path: the folder.
         backbone: the loaded model it was tuned from; loaded by its name otherwise.
-        options: for `load_model`: device, dtype, batch_tokens.
+        options: for `load_model`: device, batch_tokens.
 
     Raises:
         UserError: no artifact there; another backbone than the one it was tuned from.
         PromptForgeError: its files are damaged.
     """
     return _read(_found(path), backbone, report or Reporter(), options)
+
+
+def open_parts(
+    path: str | Path,
+    *,
+    backbone: Backbone | None = None,
+    report: Reporter | None = None,
+    **options: Any,
+) -> Parts:
+    """What lies in an artifact with a backbone, for `Savable`s; arguments and errors as `load`.
+
+    Raises:
+        UserError: an ensemble, which has parts for each member.
+    """
+    folder = _found(path)
+    data = _header(folder)
+    if "backbone" not in data:
+        raise UserError(f"{folder} is an ensemble: name one of its members' folders.")
+    return _parts(folder, data, backbone, report or Reporter(), options)
+
+
+def tuned_backbone(path: str | Path, *, report: Reporter | None = None, **options: Any) -> Backbone:
+    """The language model with the tuned weights of an artifact as its own; errors as `load`.
+
+    What was tuned once is a model like any other: prompted for other tasks, tuned further.
+
+    Raises:
+        UserError: it was tuned by a method that adds parts to the model.
+    """
+    found = open_parts(path, report=report, **options)
+    backbone = found.backbone
+    try:
+        (found.weights or Weights()).write_to(backbone.parameters)
+    except KeyError as error:
+        raise UserError(
+            f"{path} was tuned by a method that adds {error} to the model: its weights are none for "
+            "the model alone. Tune it with --method all."
+        ) from None
+    backbone.__dict__.pop("checksum", None)  # its weights are others now
+    backbone.name = str(path)
+    backbone.source = {**backbone.source, "name": str(path)}
+    return backbone
 
 
 def about(path: str | Path) -> dict[str, Any]:
@@ -175,13 +257,37 @@ def _read(
             backbone = backbone or _backbone_of(member)
             members[name] = member
         return Ensemble(members, data["shares"])
+    if data["kind"] not in ("head", "prompt"):
+        raise UserError(
+            f"{folder} is no classifier but a {data['kind']} model, for any task: name the task, and "
+            f"{folder} as its --model."
+        )
+    parts = _parts(folder, data, backbone, report, options)
+    backbone, weights, tensors = parts.backbone, parts.weights, parts.tensors
+    if data["kind"] == "head":
+        head = Head(backbone.width, len(data["labels"]), data["dropout"])
+        own = {n.removeprefix("head/"): v for n, v in tensors.items() if n.startswith("head/")}
+        head.load_state_dict(own)
+        texts = Texts(backbone, data["inputs"], data["pooling"])
+        scale = Scale.from_json(data.get("scale"))
+        return HeadModel(texts, head.to(backbone.device), data["labels"], weights, report, scale)
+    return _prompt_model(data, backbone, weights, tensors, report)
+
+
+def _parts(
+    folder: Path,
+    data: dict[str, Any],
+    backbone: Backbone | None,
+    report: Reporter,
+    options: dict[str, Any],
+) -> Parts:
     backbone = backbone or _load_backbone(data["backbone"], report, options)
     if backbone.checksum != data["backbone"]["sha256"]:
         raise UserError(
             f"{folder} was tuned from {data['backbone']['name']!r}, and the weights of {backbone.name!r} "
             "here are others. Load the model that it was tuned from."
         )
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
     if "sha256" in data:
         if not (folder / TENSORS).is_file() or sha256(folder / TENSORS) != data["sha256"]:
             raise PromptForgeError(
@@ -189,14 +295,8 @@ def _read(
             )
         tensors, _ = checkpoint.load(folder / TENSORS)
     of_model = {n.removeprefix("model/"): v for n, v in tensors.items() if n.startswith("model/")}
-    weights = Weights.of_flat(of_model) if of_model else None
-    if data["kind"] == "head":
-        head = Head(backbone.width, len(data["labels"]), data["dropout"])
-        own = {n.removeprefix("head/"): v for n, v in tensors.items() if n.startswith("head/")}
-        head.load_state_dict(own)
-        texts = Texts(backbone, data["inputs"], data["pooling"])
-        return HeadModel(texts, head.to(backbone.device), data["labels"], weights, report)
-    return _prompt_model(data, backbone, weights, tensors, report)
+    own = {n: v for n, v in tensors.items() if not n.startswith("model/")}
+    return Parts(data, backbone, Weights.of_flat(of_model) if of_model else None, own)
 
 
 def _prompt_model(
@@ -236,7 +336,11 @@ def _prompt_model(
 def _load_backbone(saved: dict[str, Any], report: Reporter, options: dict[str, Any]) -> Backbone:
     from promptforge.backbone import load_model
 
-    known = {key: value for key, value in saved.items() if key not in ("sha256", "name")}
+    # Whether to run code that comes with a model is the user's to say, never a file's.
+    left_out = ("sha256", "name", "trust_remote_code")
+    known = {key: value for key, value in saved.items() if key not in left_out}
+    # Tuned weights and checksum are those of the model in its own dtype.
+    options = {key: value for key, value in options.items() if key != "dtype"}
     return load_model(saved["name"], report=report, **{**known, **options})
 
 

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptforge.data import Example
-from promptforge.evaluation import Evaluation
+from promptforge.errors import UserError
+from promptforge.evaluation import AnyEvaluation, Evaluation, RegressionEvaluation
 from promptforge.plugins import manager
+from promptforge.scale import Scale
 
 #: The name of the average over the parts of a classifier in results.
 ENSEMBLE = "all patterns"
@@ -24,10 +26,15 @@ class Classifier(ABC):
     """Gives each row a probability per label."""
 
     labels: tuple[str, ...]
+    #: where numbers are predicted: what the two labels are the poles of
+    scale: Scale | None = None
 
     @abstractmethod
     def part_probabilities(self, rows: Rows, what: str = "Reading") -> dict[str, Probabilities]:
         """Class probabilities, [rows, labels], of each part: a pattern, or a member."""
+
+    def forget(self) -> None:  # noqa: B027 - most remember nothing
+        """Remember nothing of what is read, from now on: for streams of rows."""
 
     def combined(self, parts: Mapping[str, Probabilities]) -> Probabilities:
         """The parts' probabilities as one, [rows, labels]: their mean."""
@@ -38,19 +45,34 @@ class Classifier(ABC):
         """Class probabilities, [rows, labels]."""
         return self.combined(self.part_probabilities(rows))
 
-    def predict(self, rows: Rows) -> list[str]:
-        """The most probable label of each row."""
-        return [self.labels[i] for i in self.predict_proba(rows).argmax(1)]
+    def predict(self, rows: Rows) -> list[Any]:
+        """The most probable label of each row; with a scale, its number."""
+        return self.decide(self.predict_proba(rows))
+
+    def decide(self, probabilities: Probabilities) -> list[Any]:
+        """What class probabilities, [rows, labels], say of each row: a label, or a number."""
+        if self.scale:
+            return list(self.scale.numbers(probabilities).tolist())
+        return [self.labels[i] for i in probabilities.argmax(1)]
 
     def evaluate(
         self, examples: Sequence[Example], what: str = "Evaluating"
-    ) -> dict[str, Evaluation]:
+    ) -> dict[str, AnyEvaluation]:
         """Figures per part, and of the whole under the name `ENSEMBLE` where there are several."""
-        truth = [e.label for e in examples]
         found = self.part_probabilities([e.row for e in examples], what)
         if len(found) > 1:
             found[ENSEMBLE] = self.combined(found)
-        out = {name: Evaluation.of(truth, p, self.labels) for name, p in found.items()}
+        out = {name: self._evaluation(examples, p) for name, p in found.items()}
         for evaluation in out.values():
             manager().pm.hook.promptforge_evaluated(evaluation=evaluation)
         return out
+
+    def _evaluation(
+        self, examples: Sequence[Example], probabilities: Probabilities
+    ) -> AnyEvaluation:
+        if self.scale is None:
+            return Evaluation.of([e.label for e in examples], probabilities, self.labels)
+        truth = [e.value for e in examples if e.value is not None]
+        if len(truth) < len(examples):
+            raise UserError("The model predicts numbers, and some rows to measure on have none.")
+        return RegressionEvaluation.of(truth, self.scale.numbers(probabilities))

@@ -28,11 +28,15 @@ DISTINCT_ROWS = 10
 
 @dataclass(frozen=True)
 class Example:
-    """A labelled row. `number` counts the rows of the source from 1, for messages."""
+    """A labelled row. `number` counts the rows of the source from 1, for messages.
+
+    Where the task has a scale, `value` is the row's number, and the label its side of the median.
+    """
 
     row: Row
     label: str
     number: int
+    value: float | None = None
 
 
 class Reader(Component):

@@ -35,7 +35,7 @@ from promptforge.estimator_input import (
     plain,
     same_length,
     written,
-)  # fmt: skip
+)
 from promptforge.models import DEFAULT_MODEL
 from promptforge.plugins import build
 from promptforge.progress import Reporter
@@ -83,8 +83,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         samples: draws of demonstrations averaged when predicting.
         steps, batch_size, learning_rate, patience: see `Settings`; `settings` has the others.
         class_weight: None, "balanced" or label -> weight; a label that is left out has 1.
-        dev_share: share of each label's rows kept apart to choose by, where `fit` gets no dev
-            rows; 0: nothing is chosen.
+        dev_share: share of each label's rows (or how many rows in all) kept apart to choose by,
+            where `fit` gets no dev rows; 0: nothing is chosen.
         random_state: seed of the split and of the training; a `RandomState` or None draws one.
         device, dtype: where and in what precision the model runs.
         run: folder to keep checkpoints in; None: in memory only. Another `fit` with the same
@@ -175,7 +175,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes = np.unique(y)
         if len(classes) < 2:
             raise UserError(
-                f"y has {len(classes)} class ({classes[0]!r}); a classifier needs at least two classes."
+                f"y has {len(classes)} class ({written(classes[0])!r}); a classifier needs at least two classes."
             )
         task = self._task([written(c) for c in classes], rows[0])
         weights = as_weights(sample_weight, len(y))
@@ -342,6 +342,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _fitted(self) -> Classifier:
         if isinstance(self.classifier_, bytes):
             self.classifier_ = self._unpacked(self.classifier_)
+        self.classifier_.forget()  # a service may predict for as long as it likes
         return self.classifier_
 
     def __getstate__(self) -> dict[str, Any]:

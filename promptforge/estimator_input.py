@@ -79,7 +79,7 @@ def as_labels(given: Any, what: str) -> NDArray[Any]:
 def written(label: Any) -> str:
     """A label as task and artifact have it."""
     if not (text := label_text(label)):
-        raise UserError(f"The label {label!r} is empty.")
+        raise UserError(f"y: the label {str(label)!r} is empty or missing.")
     return text
 
 

@@ -1,4 +1,6 @@
-"""How good predictions are: accuracy, macro-F1, per label, confusion, calibration error."""
+"""How good predictions are: accuracy, macro-F1, per label, confusion, calibration error; of
+numbers, correlations and errors.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +73,11 @@ class Evaluation:
         )
 
     @property
+    def headline(self) -> float:
+        """The one figure that counts: the accuracy."""
+        return self.accuracy
+
+    @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % confidence interval of the accuracy."""
         z, n, p = 1.959964, self.rows, self.accuracy
@@ -81,6 +88,66 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         return {**vars(self), "labels": list(self.labels), "interval": list(self.interval)}
+
+
+@dataclass(frozen=True)
+class RegressionEvaluation:
+    """Figures of one set of predicted numbers.
+
+    Attributes:
+        rows: number of rows.
+        pearson, spearman: correlations with the true numbers, -1 to 1; None where one side is
+            constant and they are not defined.
+        mae, rmse: mean absolute error and root of the mean squared error, in the task's unit.
+        mean_rmse: the RMSE of always saying the mean of these rows: the best guess without looking.
+    """
+
+    rows: int
+    pearson: float | None
+    spearman: float | None
+    mae: float
+    rmse: float
+    mean_rmse: float
+
+    @classmethod
+    def of(
+        cls, truth: Sequence[float], predicted: NDArray[np.floating[Any]]
+    ) -> RegressionEvaluation:
+        """Evaluate predicted numbers, [rows], against the true ones."""
+        from scipy.stats import spearmanr
+
+        y = np.asarray(truth, dtype=float)
+        error = predicted - y
+        varied = np.ptp(y) > 0 and np.ptp(predicted) > 0
+        return cls(
+            rows=len(y),
+            pearson=float(np.corrcoef(y, predicted)[0, 1]) if varied else None,
+            spearman=float(spearmanr(y, predicted).statistic) if varied else None,
+            mae=float(abs(error).mean()),
+            rmse=float((error**2).mean() ** 0.5),
+            mean_rmse=float(y.std()),
+        )
+
+    @property
+    def headline(self) -> float:
+        """The one figure that counts: Pearson's correlation, 0 where it is not defined."""
+        return self.pearson or 0.0
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Fisher's 95 % confidence interval of Pearson's correlation, where there is one."""
+        if self.pearson is None or self.rows < 4:
+            return None
+        middle = np.arctanh(np.clip(self.pearson, -1 + 1e-12, 1 - 1e-12))
+        half = 1.959964 / (self.rows - 3) ** 0.5
+        return float(np.tanh(middle - half)), float(np.tanh(middle + half))
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**vars(self), "interval": self.interval and list(self.interval)}
+
+
+AnyEvaluation = Evaluation | RegressionEvaluation
 
 
 def _calibration_error(confidence: NDArray[Any], correct: NDArray[Any], bins: int = 10) -> float:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from promptforge.backbone.base import Batch
     from promptforge.calibration import Calibration
     from promptforge.data import Reader
-    from promptforge.evaluation import Evaluation
+    from promptforge.evaluation import AnyEvaluation
     from promptforge.models import ModelSource
     from promptforge.scoring import Scorer
     from promptforge.search import VerbalizerSearch
@@ -158,5 +158,5 @@ def promptforge_batch_encoded(batch: Batch) -> None:
 
 
 @hookspec
-def promptforge_evaluated(evaluation: Evaluation) -> None:
+def promptforge_evaluated(evaluation: AnyEvaluation) -> None:
     """An evaluation ended."""

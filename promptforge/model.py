@@ -84,6 +84,7 @@ class PromptModel(Classifier):
             words = words.patterns
         self.task = task.with_words(words) if words else task
         self.labels = tuple(task.labels)
+        self.scale = task.scale
         self._prototype: Verbalizer = (
             verbalizer
             if isinstance(verbalizer, Verbalizer)
@@ -132,6 +133,10 @@ class PromptModel(Classifier):
             "demonstrations": shown,
             "samples": self.samples,
         }
+
+    def forget(self) -> None:
+        """Remember no hidden states, from now on."""
+        self._states = None
 
     # --- rows to readouts -----------------------------------------------------------------
 

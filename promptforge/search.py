@@ -186,6 +186,7 @@ def search_verbalizer(
             the space before the mask (with `joint`).
     """
     report = report or model.report
+    model.task.need_classes("A search for label words")
     finder: VerbalizerSearch = (
         build("search", search, **options) if isinstance(search, str) else search
     )

@@ -18,6 +18,7 @@ from promptforge.data import AnyReader, Example, Row, examples, labels_of, read_
 from promptforge.errors import UserError, did_you_mean, listed
 from promptforge.plugins import manager
 from promptforge.progress import Reporter
+from promptforge.scale import Scale
 from promptforge.template import Template
 from promptforge.verbalizer import Words
 
@@ -52,6 +53,7 @@ class Task:
         kind: what kind of task it is ("sentiment", "topic", ...); tasks of one kind are alike.
         values: value in the data -> label, where they differ.
         data: split -> path of its table.
+        scale: where numbers are predicted: the labels are the poles of its low and high end.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Task:
     values: dict[str, str] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
     folder: Path | None = None
+    scale: Scale | None = None
 
     @classmethod
     def load(cls, name: str | Path) -> Task:
@@ -124,7 +127,8 @@ class Task:
             }
             for name, p in self.patterns.items()
         }  # fmt: skip
-        return {**{key: getattr(self, key) for key in keep}, "patterns": patterns}
+        made = {**{key: getattr(self, key) for key in keep}, "patterns": patterns}
+        return {**made, "scale": vars(self.scale)} if self.scale else made
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Task:
@@ -138,7 +142,8 @@ class Task:
             )
             for name, p in data["patterns"].items()
         }
-        return cls(**{**data, "inputs": tuple(data["inputs"]), "patterns": patterns})
+        made = {**data, "inputs": tuple(data["inputs"]), "patterns": patterns}
+        return cls(**{**made, "scale": Scale.from_json(data.get("scale"))})
 
     def words_for(self, pattern: str) -> Words:
         """The label words of a pattern: its own, else the task's."""
@@ -195,16 +200,33 @@ class Task:
         """Labelled examples from a table or a split's name; see `promptforge.data.examples`."""
         source = self.path(str(source)) if str(source) in self.data else source
         rows = read_rows(source, [*self.inputs, self.label_column], reader=reader)
-        return examples(
+        column, scale, values = self.label_column, self.scale, self.values
+        if scale:
+            values = dict(scale.poles(rows, column, list(self.labels), str(source)))
+        found = examples(
             rows,
             list(self.labels) or None,
-            self.label_column,
+            column,
             str(source),
-            self.values,
+            values,
             report=report,
             text_columns=self.inputs,
             complete=complete,
         )
+        return [replace(e, value=scale.number(e.row[column])) for e in found] if scale else found
+
+    def shares(self, example: Example) -> tuple[float, ...]:
+        """The probability that each label should get: all or nothing, or a number's place."""
+        if self.scale and example.value is not None:
+            return self.scale.shares(example.value)
+        return tuple(float(label == example.label) for label in self.labels)
+
+    def need_classes(self, what: str) -> None:
+        """Raise a `UserError` where the task predicts numbers and `what` counts right labels."""
+        if self.scale:
+            raise UserError(
+                f"{what} counts right labels, and the task {self.name!r} predicts numbers (its [scale])."
+            )
 
     def rows(self, source: str | Path, *, reader: AnyReader = None) -> list[Row]:
         """Rows without labels from a table or a split's name."""
@@ -270,6 +292,12 @@ class _Columns(_Strict):
     values: dict[str, str] = {}
 
 
+class _Scale(_Strict):
+    low: float
+    high: float
+    round_to: list[float] = []
+
+
 class _Pattern(_Strict):
     file: str | None = None
     description: str = ""
@@ -284,6 +312,7 @@ class _TaskFile(_Strict):
     columns: _Columns
     labels: dict[str, list[str]] = Field(min_length=2)
     data: dict[str, str] = {}
+    scale: _Scale | None = None
     patterns: dict[str, _Pattern] = {}
 
 
@@ -302,6 +331,14 @@ def _read(folder: Path) -> Task:
             raise UserError(
                 f"{path}: the words of the pattern {name!r} do not fit the labels: {listed(sorted(strange))}."
             )
+    scale = None
+    if parsed.scale:
+        if len(parsed.labels) != 2 or parsed.columns.values:
+            raise UserError(
+                f"{path}: a task with a [scale] has two labels, the poles of its low and its high end, "
+                "and no [columns.values]."
+            )
+        scale = Scale(parsed.scale.low, parsed.scale.high, tuple(parsed.scale.round_to))
     declared = parsed.patterns or {
         p.stem: _Pattern(file=p.name) for p in sorted(folder.glob("*.jinja"))
     }
@@ -330,4 +367,5 @@ def _read(folder: Path) -> Task:
         values=parsed.columns.values,
         data={split: str(folder / file) for split, file in parsed.data.items()},
         folder=folder,
+        scale=scale,
     )

@@ -131,6 +131,7 @@ def search_template(
             cannot fill spans, or no template that fits the model.
     """
     report = report or Reporter()
+    task.need_classes("A search for templates")
     if keep < 1:
         raise UserError(f"keep is {keep}; it must be at least 1.")
     finder: TemplateSearch = (

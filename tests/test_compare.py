@@ -45,7 +45,9 @@ def test_what_labels_are_worth_is_read_off_the_baselines_curve() -> None:
 
 
 def test_contenders_are_read_with_components_and_options() -> None:
-    made = Contender.parse("ensemble:repetitions=2,demonstrations=random,demonstrations.seed=5,samples=3")
+    made = Contender.parse(
+        "ensemble:repetitions=2,demonstrations=random,demonstrations.seed=5,samples=3"
+    )
     parts = made.build()
     assert parts["strategy"].repetitions == 2
     assert parts["demonstrations"].seed == 5

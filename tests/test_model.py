@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from promptforge import PromptModel, Task, UserError, load_model, sample_shots, search_verbalizer
-from promptforge.data import Example
 from promptforge.classifier import ENSEMBLE
+from promptforge.data import Example
 from promptforge.plugins import build
 from promptforge.template import Template
 from promptforge.verbalizer import LabelWords

@@ -21,7 +21,11 @@ Folder = Callable[[str], Path]
 def tuner(pattern: str = "it-was", **changes: Any) -> Tuner:
     task = Task.load(tiny.EXAMPLES).choose([pattern])
     rows = task.examples("train")
-    given = {"dev": task.examples("dev")[::4], "settings": Settings(steps=3, dropout=False), **changes}
+    given = {
+        "dev": task.examples("dev")[::4],
+        "settings": Settings(steps=3, dropout=False),
+        **changes,
+    }
     return Tuner(tiny.backbone("bert"), task, rows[::2], **given)
 
 
@@ -76,7 +80,14 @@ def test_words_found_are_ranked_by_dev_after_tuning() -> None:
 def test_templates_found_are_ranked_by_dev_after_tuning() -> None:
     made = tuner()
     found = search_template(
-        made.backbone, made.task, made.train, keep=3, beam=3, left=1, right=1, rank=template_rank(made)
+        made.backbone,
+        made.task,
+        made.train,
+        keep=3,
+        beam=3,
+        left=1,
+        right=1,
+        rank=template_rank(made),
     )
     scores = [f.tuned for f in found]
     assert scores == sorted(scores, reverse=True)
@@ -100,6 +111,4 @@ def test_commands(command: Command, tiny_model: Folder, reviews: Path) -> None:
                       "--samples", "2", "-o", "strategy.filter=false", "--json")  # fmt: skip
     assert trained.json["results"]["test"]["tuned"]
     ran = command("evaluate", trained.json["run"], "--data", reviews / "test.csv", "--json")
-    assert ran.json == {
-        name: figures for name, figures in trained.json["results"]["test"]["tuned"].items()
-    }
+    assert ran.json == dict(trained.json["results"]["test"]["tuned"].items())

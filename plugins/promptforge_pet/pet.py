@@ -55,6 +55,7 @@ class Pet(Strategy):
 
     name: ClassVar[str] = "pet"
     needs_unlabeled: ClassVar[bool] = True
+    needs_classes: ClassVar[bool] = True
 
     repetitions: int = Field(
         3, ge=1, description="Trainings of each pattern, with seeds of their own."
@@ -172,7 +173,8 @@ class Pet(Strategy):
         if self.weights == "uniform" or not tuner.train:
             return 1.0
         found = tuner.untrained(task.choose([pattern])).predict([e.row for e in tuner.train])
-        return sum(f == e.label for f, e in zip(found, tuner.train, strict=True)) / len(found)
+        right = sum(int(f == e.label) for f, e in zip(found, tuner.train, strict=True))
+        return right / len(found)
 
     def scores(self, model: PromptModel, tuner: Tuner) -> Array:
         """Class scores of the unlabelled rows in log space, [rows, labels], by one pattern.

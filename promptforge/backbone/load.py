@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from promptforge.backbone.base import Backbone
 from promptforge.backbone.causal import CausalBackbone
 from promptforge.backbone.masked import MaskedBackbone
@@ -14,6 +16,7 @@ from promptforge.backbone.seq2seq import Seq2SeqBackbone
 from promptforge.errors import PromptForgeError, UserError
 from promptforge.models import DEFAULT_MODEL, locate
 from promptforge.progress import Reporter
+from promptforge.tuning.run import find_artifact
 
 FAMILIES: dict[str, type[Backbone]] = {
     "masked": MaskedBackbone,
@@ -40,7 +43,8 @@ def load_model(
     """Load a language model.
 
     Args:
-        name: a packaged model (`promptforge models list`), a folder, or a Hugging Face id.
+        name: a packaged model (`promptforge models list`), a folder, a Hugging Face id, or the
+            folder of a run: its model with the tuned weights.
         family: "masked", "causal" or "seq2seq"; found from the config by default.
         dtype: "float32", "bfloat16" or "float16".
         device: as torch names it, "cpu" or "cuda".
@@ -56,13 +60,24 @@ def load_model(
         UserError: no such model, none of the three families, no language-model head.
         PromptForgeError: the files are damaged or cannot be fetched.
     """
-    import torch
     from transformers import AutoConfig, AutoTokenizer
 
     report = report or Reporter()
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in dtypes:
-        raise UserError(f"dtype {dtype!r}: choose one of {', '.join(dtypes)}.")
+    if find_artifact(name) is not None:
+        if family or revision or ask:
+            raise UserError(
+                f"family, revision and ask are those of the model that {name} was tuned from."
+            )
+        given = {
+            "device": device,
+            "batch_tokens": batch_tokens,
+            "trust_remote_code": trust_remote_code,
+        }
+        backbone = _tuned(name, check, report, max_length, given)
+        backbone.model.to(_dtype(dtype))
+        backbone.source["dtype"] = dtype
+        return backbone
+    number = _dtype(dtype)
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
@@ -80,7 +95,7 @@ def load_model(
         if check is not None:
             check(kind)
         tokenizer = AutoTokenizer.from_pretrained(path, **common)
-        model = _weights(kind, path, config, name, dtypes[dtype], common)
+        model = _weights(kind, path, config, name, number, common)
     except PromptForgeError:
         raise
     except Exception as error:
@@ -95,6 +110,30 @@ def load_model(
         "name": name, "family": kind, "revision": revision, "dtype": dtype, "ask": ask,
         "max_length": max_length, "trust_remote_code": trust_remote_code,
     }  # fmt: skip
+    return backbone
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in dtypes:
+        raise UserError(f"dtype {name!r}: choose one of {', '.join(dtypes)}.")
+    return dtypes[name]
+
+
+def _tuned(
+    name: str,
+    check: Callable[[str], None] | None,
+    report: Reporter,
+    max_length: int | None,
+    options: dict[str, Any],
+) -> Backbone:
+    from promptforge.artifact import tuned_backbone
+
+    if max_length is not None:
+        options = {**options, "max_length": max_length}
+    backbone = tuned_backbone(name, report=report, **options)
+    if check is not None:
+        check(backbone.family)
     return backbone
 
 

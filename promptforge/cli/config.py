@@ -63,7 +63,9 @@ def _read(context: click.Context, _: click.Parameter, value: str | None) -> None
                 f"{path}: [{command.name}] has no option {key!r}.{did_you_mean(key, names)} There are: {listed(names, 60)}."
             )
         several = getattr(found, "multiple", False)
-        if several and not isinstance(given, list):
-            given = [given]
+        values = given if isinstance(given, list) else [given]
+        if (len(values) != 1 and not several) or any(isinstance(v, list | dict) for v in values):
+            raise UserError(f"{path}: [{command.name}] {key} = {given!r}: write one value.")
+        given = values if several else values[0]
         defaults[found.name or ""] = given
     context.default_map = {**defaults, **(context.default_map or {})}

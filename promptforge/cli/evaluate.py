@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
+from promptforge.cli.numbers import numbers_table
 from promptforge.cli.setup import (
     build_model,
     class_options,
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
 def evaluate(as_json: bool, **params: Any) -> None:
     """Measure accuracy, macro-F1, each label, confusion and calibration on labelled rows.
 
-    TASK may also be the folder of a run or of an artifact: then what was tuned is measured.
+    TASK may also be the folder of a run or of an artifact: then what was tuned is measured. Of a
+    task with a [scale]: correlations and errors of the numbers.
     """
+    from promptforge.evaluation import Evaluation, RegressionEvaluation
+
     setup = open_task(params, reporter(), class_roles(params))
     examples = setup.examples or setup.labelled(setup.table(params["split"]), complete=False)
     examples = examples[: params["limit"]]
@@ -40,8 +44,13 @@ def evaluate(as_json: bool, **params: Any) -> None:
     if as_json:
         print_json({name: evaluation.to_json() for name, evaluation in results.items()})
         return
+    numbers = {n: e for n, e in results.items() if isinstance(e, RegressionEvaluation)}
+    if numbers:
+        rows = next(iter(numbers.values())).rows
+        console().print(numbers_table("", numbers), f"[dim]{rows} rows[/]")
     for name, evaluation in results.items():
-        show(name, evaluation)
+        if isinstance(evaluation, Evaluation):
+            show(name, evaluation)
 
 
 def show(name: str, evaluation: Evaluation) -> None:

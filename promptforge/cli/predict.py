@@ -58,7 +58,8 @@ def predict(output: str, format_: str, chunk: int, resume: bool, **params: Any) 
     """Classify the rows of a table.
 
     TASK may also be the folder of a run or of an artifact: then what was tuned predicts.
-    Writes every input column, then `prediction` and a probability per label. Rows stream: the
+    Writes every input column, then `prediction` (with a [scale] a number) and a probability per
+    label. Rows stream: the
     memory does not grow with the table, and the order is kept.
     """
     from promptforge.data import iter_rows
@@ -91,7 +92,8 @@ def predict(output: str, format_: str, chunk: int, resume: bool, **params: Any) 
     )
     from promptforge.model import PromptModel
 
-    model = build_model(setup, remember=False)
+    model = build_model(setup)
+    model.forget()
     if isinstance(model, PromptModel):
         model.warn_cuts = False
         model.cut.clear()
@@ -133,11 +135,11 @@ def _warn_cuts(model: Classifier, rows: int, report: Reporter) -> None:
 
 def _predicted(model: Classifier, rows: list[Row]) -> list[Row]:
     probabilities = model.predict_proba(rows)
-    best = probabilities.argmax(1)
+    decided = model.decide(probabilities)
     return [
         {
             **row,
-            "prediction": model.labels[best[i]],
+            "prediction": decided[i],
             **{
                 f"probability_{label}": round(float(p), 6)
                 for label, p in zip(model.labels, probabilities[i], strict=True)

@@ -33,7 +33,8 @@ def list_(folder: str, as_json: bool) -> None:
         return
     table = Table(show_edge=False)
     for head in ("run", "task", "strategy", "method", "model", "seed", "dev", "test", "state"):
-        table.add_column(head, justify="right" if head in ("seed", "dev", "test") else "left")
+        number = head in ("seed", "dev", "test")
+        table.add_column(head, justify="right" if number else "left", no_wrap=head == "run")
     for row in rows:
         figures = [percent(row[s]) if row[s] is not None else "" for s in ("dev", "test")]
         cells = [row[k] for k in ("run", "task", "strategy", "method", "model", "seed")]
@@ -67,7 +68,7 @@ def show(run: str, as_json: bool) -> None:
     for split, by in (data["results"] or {}).get("results", {}).items():
         for who, parts in by.items():
             for part, figures in parts.items():
-                out.print(f"{split}, {plain(who)}, {plain(part)}: {percent(figures['accuracy'])}")
+                out.print(f"{split}, {plain(who)}, {plain(part)}: {_figure(figures)}")
 
 
 @runs.command()
@@ -97,6 +98,12 @@ def diff(first: str, second: str, as_json: bool) -> None:
     console().print(table if keys else "The two runs have the same options and figures.")
 
 
+def _figure(figures: dict[str, Any]) -> str:
+    if "accuracy" in figures:
+        return percent(figures["accuracy"])
+    return f"Pearson {figures['pearson']}, RMSE {figures['rmse']:.3g}"
+
+
 def _summary(run: Any) -> dict[str, Any]:
     config, results = run.config, run.results
     row: dict[str, Any] = {
@@ -110,5 +117,5 @@ def _summary(run: Any) -> dict[str, Any]:
     }
     for split in ("dev", "test"):
         parts = ((results or {}).get("results", {}).get(split) or {}).get("tuned")
-        row[split] = list(parts.values())[-1]["accuracy"] if parts else None
+        row[split] = list(parts.values())[-1].get("accuracy") if parts else None
     return row

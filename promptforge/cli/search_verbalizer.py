@@ -15,7 +15,7 @@ from promptforge.errors import UserError
 if TYPE_CHECKING:
     from promptforge.cli.setup import Setup
     from promptforge.data import Example
-    from promptforge.evaluation import Evaluation
+    from promptforge.evaluation import AnyEvaluation
     from promptforge.verbalizer import LabelWords
 
 
@@ -90,7 +90,7 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
         words = rerank_words(words, tuner, params["rerank"])
     words.origin.update(shots=params["shots"], seed=params["seed"])
     found = model.with_words(words)
-    results: dict[str, dict[str, dict[str, Evaluation]]] = {}
+    results: dict[str, dict[str, dict[str, AnyEvaluation]]] = {}
     for split, examples in splits.items():
         results[split] = {"found": found.evaluate(examples, f"Measuring on {split}")}
         if setup.task.folder is not None:

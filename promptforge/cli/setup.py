@@ -314,15 +314,12 @@ def verbalizer_name(params: dict[str, Any], words: LabelWords | None) -> str:
     return words.verbalizer if words else (params.get("verbalizer") or "manual")
 
 
-def build_model(
-    setup: Setup, rows: Sequence[Row] | None = None, *, remember: bool = True
-) -> Classifier:
+def build_model(setup: Setup, rows: Sequence[Row] | None = None) -> Classifier:
     """The classifier: options checked first, then the model loaded, then calibrated.
 
     Args:
         setup: the task.
         rows: rows for a calibration that needs some where no unlabelled ones are given.
-        remember: keep hidden states.
     """
     from promptforge.model import PromptModel
     from promptforge.plugins import build
@@ -356,7 +353,6 @@ def build_model(
         verbalizer=verbalizer,
         calibration=calibration,
         demonstrations=demonstrations,
-        remember=remember,
         report=setup.report,
     )
     if calibration_rows:
@@ -382,15 +378,16 @@ def fit_demonstrations(setup: Setup) -> DemonstrationSelector | None:
     return selector
 
 
-def load(params: dict[str, Any], report: Reporter, task: Task) -> Any:
-    """The backbone that the model options name; `task` is checked for its family first."""
+def load(params: dict[str, Any], report: Reporter, *tasks: Task) -> Any:
+    """The backbone that the model options name; the tasks are checked for its family first."""
     from promptforge.models import DEFAULT_MODEL
 
     name = params.get("model") or DEFAULT_MODEL
     report.note(f"Loading {name}")
     from promptforge.backbone import load_model
 
-    options = {key: params[key] for key in MODEL_KEYS}
-    return load_model(
-        name, report=report, check=lambda family: task.check(family=family), **options
-    )
+    def check(family: str) -> None:
+        for task in tasks:
+            task.check(family=family)
+
+    return load_model(name, report=report, check=check, **{k: params[k] for k in MODEL_KEYS})

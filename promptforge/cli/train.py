@@ -10,6 +10,7 @@ import rich_click as click
 
 from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
 from promptforge.cli.config import with_config
+from promptforge.cli.numbers import numbers_table
 from promptforge.cli.setup import class_roles, load, model_options, open_task, task_options
 from promptforge.errors import UserError
 
@@ -199,21 +200,30 @@ def show(run: Run) -> None:
     """The table at the end: accuracy with its interval, per part and per label."""
     from rich.table import Table
 
+    from promptforge.evaluation import Evaluation, RegressionEvaluation
+
     out = console()
     for split, by in run.results.items():
+        rows = {
+            who if len(parts) == 1 else f"{who}, {part}": figures
+            for who, parts in by.items()
+            for part, figures in parts.items()
+        }
+        final = run.figures(split)
+        numbers = {n: e for n, e in rows.items() if isinstance(e, RegressionEvaluation)}
+        if not isinstance(final, Evaluation):
+            out.print(numbers_table(f"On {split}", numbers), f"[dim]{final.rows} rows[/]\n")
+            continue
         table = Table(title=f"On {split}", title_justify="left", show_edge=False)
         for head in ("", "accuracy", "95 % interval", "macro-F1"):
             table.add_column(head, justify="right" if head else "left")
-        final = run.figures(split)
         for label in final.labels:
             table.add_column(f"F1 {plain(label)}", justify="right", style="dim")
         table.add_row("majority class", percent(final.majority), style="dim")
-        for who, parts in by.items():
-            for part, figures in parts.items():
-                name = who if len(parts) == 1 else f"{who}, {part}"
-                table.add_row(
-                    *_cells(name, figures), style="bold green" if figures is final else None
-                )
+        for name, figures in rows.items():
+            if isinstance(figures, Evaluation):
+                style = "bold green" if figures is final else None
+                table.add_row(*_cells(name, figures), style=style)
         out.print(table, f"[dim]{final.rows} rows[/]\n")
     steps = sum(t.steps for t in run.trained.values())
     out.print(

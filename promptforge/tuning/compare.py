@@ -181,6 +181,7 @@ def compare(
         UserError: no test rows, a contender that does not exist, too few rows.
     """
     report = report or Reporter()
+    task.need_classes("A comparison")
     made = [c if isinstance(c, Contender) else Contender.parse(c) for c in contenders]
     if not test:
         raise UserError("A comparison needs test rows: give --test FILE.")

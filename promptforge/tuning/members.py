@@ -12,6 +12,7 @@ from torch import Tensor
 from promptforge.backbone.weights import Weights
 from promptforge.classifier import Classifier, Probabilities, Rows
 from promptforge.progress import Reporter
+from promptforge.scale import Scale
 from promptforge.tuning.objectives import Head, Texts
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class HeadModel(Classifier):
         head: its scores are the classes'.
         labels: in the order of the head's scores.
         weights: the backbone's tuned weights.
+        scale: where numbers are predicted.
     """
 
     def __init__(
@@ -35,7 +37,9 @@ class HeadModel(Classifier):
         labels: Sequence[str],
         weights: Weights | None = None,
         report: Reporter | None = None,
+        scale: Scale | None = None,
     ) -> None:
+        self.scale = scale
         self.texts, self.head, self.labels = texts, head.eval(), tuple(labels)
         self.weights = weights
         self.report = report or Reporter()
@@ -72,7 +76,8 @@ class Ensemble(Classifier):
         self, members: Mapping[str, Classifier], shares: Mapping[str, float] | None = None
     ) -> None:
         self.members = dict(members)
-        self.labels = next(iter(self.members.values())).labels
+        first = next(iter(self.members.values()))
+        self.labels, self.scale = first.labels, first.scale
         self.shares = dict(shares or dict.fromkeys(self.members, 1.0))
 
     def part_probabilities(self, rows: Rows, what: str = "Reading") -> dict[str, Probabilities]:
@@ -81,6 +86,11 @@ class Ensemble(Classifier):
             name: member.combined(member.part_probabilities(rows, f"{what}, {name}"))
             for name, member in self.members.items()
         }
+
+    def forget(self) -> None:
+        """No member remembers anything, from now on."""
+        for member in self.members.values():
+            member.forget()
 
     def combined(self, parts: Mapping[str, Probabilities]) -> Probabilities:
         """The weighted mean of the members' probabilities, [rows, labels]."""

@@ -21,10 +21,16 @@ from promptforge.tuning.loop import Objective, Target
 if TYPE_CHECKING:
     from promptforge.model import PromptModel
     from promptforge.tuning.method import TuningMethod
+    from promptforge.verbalizer import Verbalizer
 
 
-class _Tuned(Objective):
-    """Shared by both: the model's trained parameters, and some of its own."""
+class TunedObjective(Objective):
+    """A model tuned by a method: its trained parameters, and some of the objective's own.
+
+    Args:
+        tokens: every token id that the training feeds or scores; the rest of the vocabulary is
+            left out of it. None: all of it stays.
+    """
 
     def __init__(
         self, backbone: Backbone, method: TuningMethod, tokens: Sequence[int] | None
@@ -78,7 +84,7 @@ class _Tuned(Objective):
             self.tunable.compact.commit()
 
 
-class PromptObjective(_Tuned):
+class PromptObjective(TunedObjective):
     """Cross-entropy (or the verbalizer's own loss) of class scores at the masks of one pattern.
 
     Args:
@@ -106,6 +112,7 @@ class PromptObjective(_Tuned):
         encoded = model.encode(pattern, [model.prompt(pattern, row) for row in rows.values()])
         self._encoded: dict[int, Encoded] = dict(zip(rows, encoded, strict=True))
         self.verbalizer = model.verbalizer(pattern, encoded[0])
+        check_poles(model, self.verbalizer)
         read = self.verbalizer.tokens_read()
         tokens = None
         # Demonstrations bring other texts at every step, and the masked-LM loss reads every
@@ -139,6 +146,19 @@ class PromptObjective(_Tuned):
         if self._masked is None:
             return loss
         return (1 - self._alpha) * loss + self._alpha * self._masked.loss(len(targets), draw)
+
+
+def check_poles(model: PromptModel, verbalizer: Verbalizer) -> None:
+    """Raise a `UserError` where a scale's poles have words that no probabilities are trained for.
+
+    A masked model learns words of several tokens by a hinge loss, which knows no numbers.
+    """
+    long = any(len(s) > 1 for words in verbalizer.sequences.values() for s in words)
+    if model.scale and long and model.backbone.family == "masked":
+        raise UserError(
+            f"The task {model.task.name!r} predicts numbers, and a masked model learns them from words "
+            "of one token: give each pole such words."
+        )
 
 
 class MaskedWords:
@@ -269,7 +289,7 @@ class Texts:
         return total / torch.bincount(batch.rows, minlength=len(encoded))[:, None]
 
 
-class HeadObjective(_Tuned):
+class HeadObjective(TunedObjective):
     """Cross-entropy of a classification head: standard fine-tuning (Devlin et al. 2019)."""
 
     def __init__(

@@ -151,11 +151,17 @@ def artifact_task(path: Path) -> dict[str, Any]:
 
     Raises:
         UserError: it holds none (an artifact saved from Python without a task).
+        PromptForgeError: it is damaged.
     """
-    data = json.loads((path / ARTIFACT_FILE).read_text(encoding="utf-8"))
-    task: dict[str, Any] | None = data["about"].get("task") or data.get("task")
+    try:
+        data = json.loads((path / ARTIFACT_FILE).read_text(encoding="utf-8"))
+        task: dict[str, Any] | None = data["about"].get("task") or data.get("task")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PromptForgeError(f"{path / ARTIFACT_FILE} is damaged: {error}.") from None
     if task is None:
-        raise UserError(f"{path} does not say which columns it reads: save it with its task.")
+        raise UserError(
+            f"{path} is of no one task: name the task to read for, and {path} as its --model."
+        )
     return task
 
 

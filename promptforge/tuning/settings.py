@@ -27,7 +27,7 @@ class Settings(BaseModel):
     )
     warmup: float = Field(0.06, ge=0, lt=1, description="Share of the steps with a rising rate.")
     weight_decay: float = Field(
-        0.01, ge=0, description="Of matrices; never of biases, norms and embeddings."
+        0.01, ge=0, description="Of matrices; never of biases, norms and word embeddings."
     )
     accumulate: int = Field(1, ge=1, description="Parts that a batch is computed in.")
     clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0: any.")

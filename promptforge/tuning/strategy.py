@@ -20,10 +20,12 @@ class Strategy(Component):
 
     Attributes:
         needs_unlabeled: it cannot work without unlabelled rows.
+        needs_classes: it cannot work with numbers in place of labels.
     """
 
     role: ClassVar[str] = "strategy"
     needs_unlabeled: ClassVar[bool] = False
+    needs_classes: ClassVar[bool] = False
 
     @abstractmethod
     def train(self, tuner: Tuner) -> Classifier:

@@ -15,7 +15,7 @@ from promptforge.backbone.base import Backbone
 from promptforge.classifier import ENSEMBLE, Classifier
 from promptforge.data import Example, Row, sample_shots
 from promptforge.errors import UserError, did_you_mean
-from promptforge.evaluation import Evaluation
+from promptforge.evaluation import AnyEvaluation
 from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.selection import DemonstrationSelector, fit_selector
@@ -44,13 +44,13 @@ class Run:
     """
 
     classifier: Classifier
-    results: dict[str, dict[str, dict[str, Evaluation]]] = field(default_factory=dict)
+    results: dict[str, dict[str, dict[str, AnyEvaluation]]] = field(default_factory=dict)
     trained: dict[str, Trained] = field(default_factory=dict)
     seconds: float = 0.0
     folder: Path | None = None
     task: Task | None = None
 
-    def figures(self, split: str, who: str = "tuned") -> Evaluation:
+    def figures(self, split: str, who: str = "tuned") -> AnyEvaluation:
         """The figures of the whole classifier on a split."""
         parts = self.results[split][who]
         return parts.get(ENSEMBLE) or next(iter(parts.values()))
@@ -121,12 +121,19 @@ def train(
         PromptForgeError: a loss that is not finite, a damaged checkpoint, no space.
     """
     report = (report or Reporter()) if processes.is_first() else processes.Mute()
+    if jobs > 1 and processes.count() > 1:
+        raise UserError(
+            f"jobs={jobs} trains members in processes of their own, and a launcher made "
+            f"{processes.count()} processes for each training: choose one of the two."
+        )
     train, dev = list(train), list(dev)
     if shots:
         train, held = sample_shots(train, shots, seed, list(task.labels), dev=not dev)
         dev = dev or held
     _check_rows(task, train, dev, test, unlabeled, report)
     made_strategy: Strategy = build("strategy", strategy) if isinstance(strategy, str) else strategy
+    if made_strategy.needs_classes:
+        task.need_classes(f"strategy {made_strategy.name!r}")
     if made_strategy.needs_unlabeled and not unlabeled:
         raise UserError(
             f"strategy {made_strategy.name!r} needs unlabelled rows: give --unlabeled FILE, or name a "
@@ -171,7 +178,7 @@ def train(
         for split, examples in (("dev", dev), ("test", test)):
             if not examples:
                 continue
-            by: dict[str, dict[str, Evaluation]] = {}
+            by: dict[str, dict[str, AnyEvaluation]] = {}
             if untrained is not None and not _same(untrained, classifier):
                 by["zero-shot"] = untrained.evaluate(examples, f"Zero-shot on {split}")
             by["tuned"] = classifier.evaluate(examples, f"Measuring on {split}")

@@ -19,6 +19,7 @@ from promptforge.backbone.base import Backbone
 from promptforge.classifier import Classifier
 from promptforge.data import Example, Row
 from promptforge.errors import UserError
+from promptforge.evaluation import RegressionEvaluation
 from promptforge.model import PromptModel
 from promptforge.plugins import build
 from promptforge.progress import Reporter
@@ -108,7 +109,7 @@ class Tuner:
         """The labelled rows as hard targets; `key` is their place in `train`."""
         weights = list(self.row_weights) or [1.0] * len(self.train)
         return [
-            self.hard(e.row, e.label, weight=w, key=i)
+            Target(e.row, self.task.shares(e), w * self.class_weight.get(e.label, 1.0), key=i)
             for i, (e, w) in enumerate(zip(self.train, weights, strict=True))
         ]
 
@@ -254,14 +255,15 @@ class Tuner:
         rate = dropout_of(backbone)
         head = Head(backbone.width, len(labels), rate).to(backbone.device)
         objective = HeadObjective(texts, head, self.method, member.targets)
-        live = HeadModel(texts, head, labels)
+        live = HeadModel(texts, head, labels, scale=self.task.scale)
 
         def finish() -> Classifier:
             done = Head(backbone.width, len(labels), rate)
             done.load_state_dict(head_tensors(head))
             return HeadModel(
-                texts, done.to(backbone.device), labels, objective.weights(), self.report
-            )
+                texts, done.to(backbone.device), labels, objective.weights(), self.report,
+                self.task.scale,
+            )  # fmt: skip
 
         return objective, live, finish
 
@@ -305,8 +307,13 @@ class Tuner:
 def dev_score(classifier: Classifier, dev: Sequence[Example]) -> float:
     """Accuracy; among equals the higher mean log-probability of the true labels counts.
 
-    With 16 rows a label many looks tie in accuracy, and the likelihood tells them apart.
+    With 16 rows a label many looks tie in accuracy, and the likelihood tells them apart. Of
+    numbers it is Pearson's correlation.
     """
+    if classifier.scale is not None:
+        probabilities = classifier.predict_proba([e.row for e in dev])
+        truth = [e.value for e in dev if e.value is not None]
+        return RegressionEvaluation.of(truth, classifier.scale.numbers(probabilities)).headline
     index = {label: i for i, label in enumerate(classifier.labels)}
     probabilities = classifier.predict_proba([e.row for e in dev])
     truth = [index[e.label] for e in dev]

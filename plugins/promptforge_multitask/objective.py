@@ -1,0 +1,99 @@
+"""The loss of batches that mix tasks: one pass through the model, each row read its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from promptforge import Example, PromptModel, TuningMethod, Verbalizer
+from promptforge.encode import Encoded
+from promptforge.readout import Readout
+from promptforge.tuning.loop import Target
+from promptforge.tuning.objectives import TunedObjective, check_poles, tensors
+from promptforge_multitask.mixture import Draw
+
+
+class MixedObjective(TunedObjective):
+    """Each row's loss under the verbalizer of its own task and pattern.
+
+    Args:
+        models: task -> its untrained prompt model; all on one backbone, which is tuned.
+        method: what is trained.
+        draws: every row that will be trained on, with its task and pattern.
+    """
+
+    def __init__(
+        self, models: Mapping[str, PromptModel], method: TuningMethod, draws: Sequence[Draw]
+    ) -> None:
+        #: (task, pattern) in order; a target's `key` is a place in it
+        self.parts = list(dict.fromkeys((d.task, d.pattern) for d in draws))
+        keys = {part: key for key, part in enumerate(self.parts)}
+        rows: list[dict[int, Example]] = [{} for _ in self.parts]
+        self.targets = []
+        for draw in draws:
+            key = keys[draw.task, draw.pattern]
+            rows[key][id(draw.example.row)] = draw.example
+            shares = models[draw.task].task.shares(draw.example)
+            self.targets.append(Target(draw.example.row, shares, key=key))
+        self._encoded: dict[tuple[int, int], Encoded] = {}
+        self._verbalizers: list[Verbalizer] = []
+        tokens: list[int] | None = []
+        for key, (task, pattern) in enumerate(self.parts):
+            model = models[task]
+            prompts = [model.prompt(pattern, e.row) for e in rows[key].values()]
+            encoded = model.encode(pattern, prompts)
+            self._encoded |= {(key, i): e for i, e in zip(rows[key], encoded, strict=True)}
+            self._verbalizers.append(model.verbalizer(pattern, encoded[0]))
+            check_poles(model, self._verbalizers[-1])
+            read = self._verbalizers[-1].tokens_read()
+            tokens = None if tokens is None or read is None else [*tokens, *read]
+        if tokens is not None:
+            tokens += [t for e in self._encoded.values() for t in (*e.ids, *e.decoder_ids)]
+        super().__init__(next(iter(models.values())).backbone, method, tokens)
+
+    def own(self) -> dict[str, nn.Parameter]:
+        """The verbalizers' parameters, as TASK/PATTERN/NAME."""
+        return {
+            f"{task}/{pattern}/{name}": parameter
+            for (task, pattern), verbalizer in zip(self.parts, self._verbalizers, strict=True)
+            for name, parameter in verbalizer.parameters().items()
+        }
+
+    def tuned(self) -> dict[str, dict[str, dict[str, Tensor]]]:
+        """Their values as they are now: task -> pattern -> name -> value."""
+        found: dict[str, dict[str, dict[str, Tensor]]] = {}
+        for (task, pattern), verbalizer in zip(self.parts, self._verbalizers, strict=True):
+            own = {n: p.detach().clone() for n, p in verbalizer.parameters().items()}
+            if own:
+                found.setdefault(task, {})[pattern] = own
+        return found
+
+    def length(self, target: Target) -> int:
+        encoded = self._encoded[target.key, id(target.row)]
+        return len(encoded.ids) + len(encoded.decoder_ids)
+
+    def forward(self, targets: Sequence[Target], draw: int) -> Tensor:
+        backbone = self.backbone
+        encoded = [self._encoded[t.key, id(t.row)] for t in targets]
+        backbone.compact = compact = self.tunable.compact
+        try:
+            batch = backbone.collate(encoded, list(range(len(encoded))))
+            with compact.used() if compact else nullcontext():
+                hidden = backbone.hidden(batch)
+            states = torch.split(hidden, [len(e.reads) for e in encoded])
+            places, losses = [], []
+            for key in dict.fromkeys(t.key for t in targets):
+                own = [i for i, t in enumerate(targets) if t.key == key]
+                chosen = [targets[i] for i in own]
+                readout = Readout(
+                    backbone, [encoded[i] for i in own], torch.stack([states[i] for i in own])
+                )
+                shares, weight, temperature = tensors(chosen, backbone.device)
+                losses.append(self._verbalizers[key].loss(readout, shares, temperature) * weight)
+                places += own
+        finally:
+            backbone.compact = None
+        return torch.cat(losses)[torch.tensor(places, device=hidden.device).argsort()]

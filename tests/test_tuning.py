@@ -1,0 +1,337 @@
+"""Tuning held against a plain loop, on seven architectures; what is trained; what is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import plain_tuning as plain
+import pytest
+import tiny
+import torch
+from plain_tuning import tuner
+from torch.nn.functional import log_softmax
+
+from promptforge import Example, PromptForgeError, Settings, UserError
+from promptforge.plugins import build
+from promptforge.tuning import loop
+from promptforge.tuning import tuner as tuner_module
+from promptforge.tuning.loop import Target, order, rate_at
+from promptforge.tuning.objectives import Head
+from promptforge.tuning.tuner import Member, Tuner
+
+#: linear schedule, no warm-up, four steps
+LINEAR = (1.0, 0.75, 0.5, 0.25)
+CLOSE = {"rtol": 0, "atol": 1e-5}
+
+
+def same(made: Tuner, classifier: Any, losses: list[float], expected: Any) -> None:
+    """Losses at each step and every weight are the plain loop's."""
+    model, plain_losses = expected
+    assert losses == pytest.approx(plain_losses, abs=1e-5)
+    before = {n: p.detach().clone() for n, p in made.backbone.parameters.items()}
+    made.backbone.apply(classifier.weights)
+    moved = 0.0
+    for name, wanted in model.named_parameters():
+        torch.testing.assert_close(made.backbone.parameters[name], wanted, **CLOSE)
+        moved = max(moved, float((wanted.detach() - before[name]).abs().max()))
+    assert moved > 1e-3
+    made.backbone.apply(None)
+
+
+def losses(made: Tuner, name: str = "m") -> list[float]:
+    return [entry["loss"] for entry in made.trained[name].curve]
+
+
+def cross_entropy(made: Tuner, weights: Any = None) -> Any:
+    ids, labels = plain.encoded(made), made.labels
+
+    def row_loss(model: Any, i: int) -> Any:
+        log_q = log_softmax(plain.class_scores(made, model, ids[i]), -1)
+        return -log_q[labels.index(made.train[i].label)] * (weights[i] if weights else 1.0)
+
+    return row_loss
+
+
+def lengths(made: Tuner) -> list[int]:
+    return [len(e.ids) + len(e.decoder_ids) for e in plain.encoded(made)]
+
+
+def settings(**more: Any) -> Settings:
+    return Settings.of(**{"steps": 4, "batch_size": 4, "precision": "float32", "warmup": 0,
+                          "learning_rate": 1e-3, "dropout": False, **more})  # fmt: skip
+
+
+# --- prompts -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_prompts_are_tuned_as_by_a_plain_loop_over_all_weights(architecture: str) -> None:
+    made = tuner(plain.fresh(architecture), settings=settings())
+    expected = plain.train(made, lengths(made), LINEAR, cross_entropy(made))
+    classifier = made.member(Member("m", made.targets(), "p", made.seed))
+    assert classifier.weights.rows  # only these rows of the word embeddings were trained
+    same(made, classifier, losses(made), expected)
+
+
+@pytest.mark.parametrize(
+    ("more", "shares"),
+    [
+        ({"warmup": 0.5}, (0.5, 1.0, 1.0, 0.5)),
+        ({"schedule": "cosine", "clip": 0.05, "weight_decay": 0.3}, (1.0, 0.853553, 0.5, 0.146447)),
+        ({"schedule": "constant", "clip": 0, "warmup": 0.25}, (1.0, 1.0, 1.0, 1.0)),
+        ({"accumulate": 4}, LINEAR),
+        ({"batch_size": 12, "accumulate": 3}, LINEAR),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_schedule_decay_clipping_and_accumulation(more: dict[str, Any], shares: Any) -> None:
+    made = tuner(plain.fresh("bert"), settings=settings(**more))
+    expected = plain.train(made, lengths(made), shares, cross_entropy(made))
+    same(made, made.member(Member("m", made.targets(), "p", 13)), losses(made), expected)
+
+
+def test_classes_and_rows_have_weights() -> None:
+    of_rows = [1.0, 0.0, 2.0, 0.5, 1.0, 3.0, 1.0, 1.0, 0.25]
+    of_classes = {"neg": 0.5, "odd": 3.0}
+    made = tuner(
+        plain.fresh("gpt2"), settings=settings(), class_weight=of_classes, row_weights=of_rows
+    )
+    weights = [w * of_classes.get(e.label, 1.0) for w, e in zip(of_rows, made.train, strict=True)]
+    expected = plain.train(made, lengths(made), LINEAR, cross_entropy(made, weights))
+    same(made, made.member(Member("m", made.targets(), "p", 13)), losses(made), expected)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5", "bart"])
+def test_words_of_several_tokens(architecture: str) -> None:
+    """Hinge loss at all masks at once in a masked model, exact log-probabilities elsewhere."""
+    made = tuner(plain.fresh(architecture), tokens=3, settings=settings(steps=2))
+    ids = plain.encoded(made)
+
+    def row_loss(model: Any, i: int) -> Any:
+        scores = plain.class_scores(made, model, ids[i])
+        true = made.labels.index(made.train[i].label)
+        if made.backbone.family != "masked":
+            return -log_softmax(scores, -1)[true]
+        others = [s for k, s in enumerate(scores) if k != true]
+        return sum(torch.clamp(1 - scores[true] + other, min=0) for other in others)
+
+    expected = plain.train(made, lengths(made), (1.0, 0.5), row_loss)
+    classifier = made.member(Member("m", made.targets(), "p", 13))
+    assert not classifier.weights.rows  # the whole vocabulary is read, and trained whole
+    same(made, classifier, losses(made), expected)
+
+
+@pytest.mark.parametrize(("architecture", "tokens"), [("roberta", 1), ("llama", 1), ("gpt2", 2)])
+def test_soft_labels_at_a_temperature(architecture: str, tokens: int) -> None:
+    made = tuner(plain.fresh(architecture), tokens=tokens, labelled=5, settings=settings(steps=2))
+    ids = plain.encoded(made)
+    shares = torch.tensor(
+        [[0.2, 0.5, 0.3], [1.0, 0, 0], [0.1, 0.1, 0.8], [0, 0.5, 0.5], [0.3, 0.3, 0.4]]
+    )
+    heat = [2.0, 1.0, 3.0, 2.0, 0.5]
+    targets = [
+        Target(e.row, tuple(s.tolist()), 1.0, t)
+        for e, s, t in zip(made.train, shares, heat, strict=True)
+    ]
+
+    def row_loss(model: Any, i: int) -> Any:
+        scores = plain.class_scores(made, model, ids[i])
+        return -(shares[i] * log_softmax(scores / heat[i], -1)).sum() * heat[i] ** 2
+
+    expected = plain.train(made, lengths(made), (1.0, 0.5), row_loss)
+    same(made, made.member(Member("m", targets, "p", 13)), losses(made), expected)
+
+
+# --- the classification head ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
+def test_a_head_is_tuned_as_by_a_plain_loop(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tuner(plain.fresh(architecture), settings=settings())
+    backbone, family = made.backbone, made.backbone.family
+    monkeypatch.setattr(tuner_module, "Head", lambda *given: Head(*given).double())
+    torch.manual_seed(13)
+    head = Head(32, 3, 0.0).double()
+    texts = [e.row["text"] for e in made.train]
+    ids = [backbone.tokenizer(t, return_tensors="pt") for t in texts]
+
+    def row_loss(model: Any, i: int) -> Any:
+        given = dict(ids[i])
+        if family == "seq2seq":
+            given["decoder_input_ids"] = torch.tensor([[0]])
+        out = model(**given, output_hidden_states=True)
+        states = (out.decoder_hidden_states if family == "seq2seq" else out.hidden_states)[-1][0]
+        pooled = states.mean(0) if family == "masked" else states[-1]
+        log_q = log_softmax(head.out(torch.tanh(head.dense(pooled))), -1)
+        return -log_q[made.labels.index(made.train[i].label)]
+
+    sizes = [len(i["input_ids"][0]) for i in ids]
+    expected = plain.train(made, sizes, LINEAR, row_loss, list(head.parameters()))
+    classifier = made.member(Member("m", made.targets(), None, 13))
+    same(made, classifier, losses(made), expected)
+    for found, wanted in zip(classifier.head.parameters(), head.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, **CLOSE)
+
+
+# --- what is trained, and what is left -----------------------------------------------------
+
+
+def weights_of(backbone: Any) -> dict[str, torch.Tensor]:
+    backbone.apply(None)
+    return {name: p.detach().clone() for name, p in backbone.model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("method", "architecture", "names"),
+    [
+        ("head", "bert", ("cls.predictions.bias", "cls.predictions.transform.")),
+        ("head", "gpt2", ("transformer.ln_f.",)),
+        ("bitfit", "bert", ("bias",)),
+        ("bitfit", "bart", ("bias",)),
+    ],
+)
+@pytest.mark.parametrize("pattern", ["p", None])
+def test_methods_change_only_what_they_say(
+    method: str, architecture: str, names: tuple[str, ...], pattern: str | None
+) -> None:
+    backbone = tiny.backbone(architecture)
+    before = weights_of(backbone)
+    flags = [p.requires_grad for p in backbone.model.parameters()]
+    made = tuner(backbone, method=build("method", method))
+    classifier = made.member(Member("m", made.targets(), pattern, 13))
+    backbone.apply(classifier.weights)
+    now = dict(backbone.model.named_parameters())
+    changed = {name for name in before if not torch.equal(before[name], now[name])}
+    assert changed or pattern is None
+    assert all(n.endswith(names) if method == "bitfit" else n.startswith(names) for n in changed)
+    after = weights_of(backbone)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert flags == [p.requires_grad for p in backbone.model.parameters()]
+    assert not backbone.model.training and backbone.compact is None
+
+
+@pytest.mark.parametrize("error", [PromptForgeError, KeyboardInterrupt])
+@pytest.mark.parametrize("pattern", ["p", None])
+def test_the_model_is_as_before_whatever_happens(
+    error: type[BaseException], pattern: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = tiny.backbone("t5")
+    before, checksum = weights_of(backbone), backbone.checksum
+    rate = 1e30 if error is PromptForgeError else 1e-2
+    made = tuner(backbone, settings=settings(learning_rate=rate, steps=20, dropout=True))
+    made.dev = made.train
+    if error is KeyboardInterrupt:
+        monkeypatch.setattr(tuner_module, "dev_score", interrupted)
+    with pytest.raises(error):
+        made.member(Member("m", made.targets(), pattern, 13))
+    assert all(torch.equal(before[n], p) for n, p in backbone.model.named_parameters())
+    assert all(p.grad is None and p.requires_grad for p in backbone.model.parameters())
+    del backbone.checksum
+    assert backbone.checksum == checksum
+    assert not backbone.model.training
+
+
+def interrupted(*_: Any) -> float:
+    raise KeyboardInterrupt
+
+
+# --- choosing on the development rows --------------------------------------------------------
+
+
+def looks(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> list[dict[str, torch.Tensor]]:
+    """The weights at each look; the looks score as given."""
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def score(classifier: Any, dev: Any) -> float:
+        seen.append(
+            {n: p.detach().clone() for n, p in classifier.backbone.model.named_parameters()}
+        )
+        return scores[len(seen) - 1]
+
+    monkeypatch.setattr(tuner_module, "dev_score", score)
+    return seen
+
+
+def with_dev(architecture: str = "bert", **more: Any) -> Tuner:
+    dev = [Example(row, plain.LABELS[i % 3], i + 1) for i, row in enumerate(plain.rows(20, 26))]
+    return tuner(tiny.backbone(architecture), dev=dev, settings=settings(**more))
+
+
+@pytest.mark.parametrize(("scores", "best"), [([0.1, 0.9, 0.3, 0.8], 2), ([0.1, 0.9, 0.9, 0.8], 3)])
+def test_the_best_look_is_kept(
+    scores: list[float], best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = looks(monkeypatch, scores)
+    made = with_dev(eval_every=3, steps=12)
+    classifier = made.member(Member("m", made.targets(), "p", 13))
+    assert (made.trained["m"].best, made.trained["m"].best_step) == (0.9, 3 * best)
+    made.backbone.apply(classifier.weights)
+    for name, value in made.backbone.model.named_parameters():
+        assert torch.equal(value, seen[best - 1][name]), name
+
+
+def test_patience_ends_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = looks(monkeypatch, [0.5, 0.6, 0.6, 0.6, 0.7, 0.7])
+    made = with_dev(eval_every=1, steps=12, patience=2)
+    made.member(Member("m", made.targets(), "p", 13))
+    assert (len(seen), made.trained["m"].steps) == (4, 4)
+
+
+def test_rate_and_batch_are_chosen_on_dev(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = looks(monkeypatch, [0.1, 0.2, 0.4, 0.3])
+    made = with_dev(eval_every=4, learning_rate=[1e-3, 1e-2], batch_size=[2, 4])
+    tried: list[tuple[float, int]] = []
+    real = loop.Training.__init__
+
+    def spy(self: Any, objective: Any, targets: Any, chosen: Settings, **more: Any) -> None:
+        tried.append((chosen.rate, chosen.rows))
+        real(self, objective, targets, chosen, **more)
+
+    monkeypatch.setattr(loop.Training, "__init__", spy)
+    classifier = made.member(Member("m", made.targets(), "p", 13))
+    assert tried == [(1e-3, 2), (1e-3, 4), (1e-2, 2), (1e-2, 4)]
+    assert made.trained["m"].best == 0.4
+    made.backbone.apply(classifier.weights)
+    assert all(torch.equal(p, seen[2][n]) for n, p in made.backbone.model.named_parameters())
+    made.backbone.apply(None)
+    made.dev = []
+    with pytest.raises(UserError, match=r"4 pairs of learning rate and batch size .* give --dev"):
+        made.member(Member("other", made.targets(), "p", 13))
+
+
+# --- order, rate, chance -------------------------------------------------------------------
+
+
+def test_every_epoch_has_every_row_in_an_order_of_its_own() -> None:
+    sizes = [i * 7 % 23 for i in range(40)]
+    epochs = [order(sizes, 8, 13, epoch) for epoch in range(3)]
+    for batches in epochs:
+        assert sorted(i for batch in batches for i in batch) == list(range(40))
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert order(sizes, 8, 13, 1) == epochs[1] and order(sizes, 8, 14, 1) != epochs[1]
+    filled = order(sizes[:3], 8, 13, 0)
+    assert [len(batch) for batch in filled] == [8] and set(filled[0]) == {0, 1, 2}
+    assert rate_at(0, Settings(steps=1)) == 1
+
+
+@pytest.mark.parametrize("pattern", ["p", None])
+def test_a_seed_says_everything(pattern: str | None) -> None:
+    def tuned(seed: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+        made = tuner(tiny.backbone("bert"), settings=settings(dropout=True))
+        classifier = made.member(Member("m", made.targets(), pattern, seed))
+        return losses(made), classifier.weights.flat()
+
+    first, again, other = tuned(13), tuned(13), tuned(14)
+    assert first[0] == again[0] != other[0]
+    assert all(torch.equal(first[1][name], again[1][name]) for name in first[1])
+
+
+def test_bfloat16_and_float32_in_one_process() -> None:
+    made = tuner(tiny.backbone("bert"), settings=settings(precision="bfloat16"))
+    made.member(Member("half", made.targets(), "p", 13))
+    made.settings = settings()
+    made.member(Member("m", made.targets(), "p", 13))
+    half, whole = losses(made, "half"), losses(made)
+    assert half != whole and half == pytest.approx(whole, rel=0.05, abs=0.1)
