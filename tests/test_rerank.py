@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tiny
+from promptforge_verbalizers.manual import ManualVerbalizer
 
 from promptforge import PromptModel, Settings, Task, UserError, search_template, search_verbalizer
 from promptforge.plugins import build
@@ -56,6 +57,21 @@ def test_demonstrations_stand_in_every_prompt_and_are_drawn_anew_at_each_step(
     seen.clear()
     model.predict_proba(rows)
     assert {draw for draw, _ in seen} == {0, 1, 2}  # the mean over the samples
+
+
+def test_a_cut_vocabulary_with_demonstrations_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = tuner()
+    words = {"negative": ["bad"], "positive": ["good"]}  # of one token: log Z cancels
+    made = made.with_(task=made.task.with_words({"*": words}))
+    rows = [e.row for e in made.dev]
+    cut = lm_bff().train(made)
+    assert cut.weights is not None and cut.weights.rows  # only the rows in use were trained
+    monkeypatch.setattr(ManualVerbalizer, "tokens_read", lambda self: None)
+    whole = lm_bff().train(made)
+    assert whole.weights is not None and not whole.weights.rows
+    assert cut.predict_proba(rows) == pytest.approx(whole.predict_proba(rows), abs=1e-5)
 
 
 def test_words_found_are_ranked_by_dev_after_tuning() -> None:

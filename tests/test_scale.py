@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from promptforge_multitask.mixture import TaskExamples
+from promptforge_multitask.model import MultiTaskPromptModel
 from scipy import stats
 
 from promptforge import (
     Example,
-    MultiTaskPromptModel,
     PromptModel,
     RegressionEvaluation,
     Scale,
     Settings,
     Task,
-    TaskExamples,
     Template,
     UserError,
     artifact,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,7 +74,7 @@ class CompactVocabulary:
         ids: every token id that the training feeds or scores.
     """
 
-    def __init__(self, model: Any, ids: Sequence[int]) -> None:
+    def __init__(self, model: Any, ids: Collection[int]) -> None:
         self.model = model
         table = model.get_input_embeddings().weight
         padding = [m.padding_idx for m in model.modules() if isinstance(m, nn.Embedding)]

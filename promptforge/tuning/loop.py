@@ -114,6 +114,12 @@ def order(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def batch_at(step: int, lengths: Sequence[int], size: int, seed: int) -> list[int]:
+    """The rows of an update, counted from 0."""
+    epoch, index = divmod(step, math.ceil(len(lengths) / size))
+    return order(lengths, size, seed, epoch)[index]
+
+
 def rate_at(step: int, settings: Settings) -> float:
     """The share of the learning rate at an update, counted from 0."""
     rising = math.ceil(settings.warmup * settings.steps)
@@ -224,9 +230,7 @@ class Training:
             # Draws of their own for dropout, the same ones again after a resume.
             draw = (self.seed * 1_000_003 + step) * accelerator.num_processes
             torch.manual_seed(draw + accelerator.process_index)
-        batches_per_epoch = math.ceil(len(self.targets) / size)
-        epoch, index = divmod(step, batches_per_epoch)
-        rows = order(self.lengths, size, self.seed, epoch)[index]
+        rows = batch_at(step, self.lengths, size, self.seed)
         share = settings.accumulate * accelerator.num_processes
         if size % share:
             raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,12 @@ from promptforge.encode import Encoded
 from promptforge.errors import UserError
 from promptforge.readout import Readout
 from promptforge.template import COLUMN, Prompt, Sep, Text
-from promptforge.tuning.loop import Objective, Target
+from promptforge.tuning.loop import Objective, Target, batch_at
 
 if TYPE_CHECKING:
     from promptforge.model import PromptModel
     from promptforge.tuning.method import TuningMethod
+    from promptforge.tuning.settings import Settings
     from promptforge.verbalizer import Verbalizer
 
 
@@ -33,7 +34,7 @@ class TunedObjective(Objective):
     """
 
     def __init__(
-        self, backbone: Backbone, method: TuningMethod, tokens: Sequence[int] | None
+        self, backbone: Backbone, method: TuningMethod, tokens: Collection[int] | None
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -93,6 +94,7 @@ class PromptObjective(TunedObjective):
         targets: every row that will be trained on.
         alpha: share of the masked-LM loss on unlabelled rows: `(1-a) L_CE + a L_MLM`.
         unlabeled: rows for it.
+        settings, seed: of the training; with demonstrations they say which prompts it will meet.
     """
 
     def __init__(
@@ -104,6 +106,8 @@ class PromptObjective(TunedObjective):
         *,
         alpha: float = 0.0,
         unlabeled: Sequence[Row] = (),
+        settings: Settings | None = None,
+        seed: int = 0,
     ) -> None:
         self._prompted, self._pattern = model, pattern
         self._alpha = alpha
@@ -114,12 +118,23 @@ class PromptObjective(TunedObjective):
         self.verbalizer = model.verbalizer(pattern, encoded[0])
         check_poles(model, self.verbalizer)
         read = self.verbalizer.tokens_read()
-        tokens = None
-        # Demonstrations bring other texts at every step, and the masked-LM loss reads every
-        # word's logit, so with them the vocabulary stays whole.
-        if read is not None and model.demonstrations is None and not alpha:
-            tokens = [*read, *(t for e in encoded for t in (*e.ids, *e.decoder_ids))]
+        tokens: set[int] | None = None
+        # The masked-LM loss reads every word's logit, so with it the vocabulary stays whole.
+        if read is not None and not alpha and (settings or model.demonstrations is None):
+            tokens = {*read, *(t for e in encoded for t in (*e.ids, *e.decoder_ids))}
+            if model.demonstrations is not None and settings:
+                tokens |= self._met(targets, settings, seed)
         super().__init__(model.backbone, method, tokens)
+
+    def _met(self, targets: Sequence[Target], settings: Settings, seed: int) -> set[int]:
+        """Every token that the training will meet: its demonstrations are drawn by step and row."""
+        lengths = [self.length(t) for t in targets]
+        model, pattern, found = self._prompted, self._pattern, set[int]()
+        for step in range(settings.steps):
+            rows = [targets[i].row for i in batch_at(step, lengths, settings.rows, seed)]
+            encoded = model.encode(pattern, [model.prompt(pattern, row, step) for row in rows])
+            found.update(t for e in encoded for t in (*e.ids, *e.decoder_ids))
+        return found
 
     def own(self) -> dict[str, nn.Parameter]:
         return self.verbalizer.parameters()

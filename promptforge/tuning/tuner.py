@@ -234,7 +234,7 @@ class Tuner:
         live.warn_cuts = False
         objective = PromptObjective(
             live, pattern, self.method, member.targets,
-            alpha=member.alpha, unlabeled=self.unlabeled,
+            alpha=member.alpha, unlabeled=self.unlabeled, settings=settings, seed=member.seed,
         )  # fmt: skip
 
         def finish() -> Classifier:
@@ -291,7 +291,10 @@ class Tuner:
             "method": [self.method.name, self.method.model_dump(mode="json")],
             "verbalizer": [self.verbalizer.name, self.verbalizer.model_dump(mode="json")],
             "demonstrations": self.demonstrations
-            and [self.demonstrations.name, self.demonstrations.model_dump(mode="json")],
+            and [
+                self.demonstrations.name, self.demonstrations.model_dump(mode="json"),
+                [(sorted(map(str, e.row.items())), e.label) for e in self.demonstrations.fitted_on],
+            ],
             "backbone": self.backbone.checksum,
         }  # fmt: skip
         if member.alpha:
