@@ -24,7 +24,13 @@ def models_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     PROMPTFORGE_TEST_CACHE names a folder that outlives the run, so that it can be kept.
     """
     given = os.environ.get("PROMPTFORGE_TEST_CACHE")
-    folder = Path(given) if given else tmp_path_factory.mktemp("models-cache")
+    if given:
+        folder = Path(given)
+    elif "PYTEST_XDIST_WORKER" in os.environ:  # one folder for all workers
+        folder = tmp_path_factory.getbasetemp().parent / "models-cache"
+        folder.mkdir(exist_ok=True)
+    else:
+        folder = tmp_path_factory.mktemp("models-cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROMPTFORGE_CACHE", str(folder))
         yield folder
