@@ -31,7 +31,7 @@ from promptforge_long_inputs.rows import (
 
 #: Bytes of keys, values and masks that are laid out for the blocks at once; in training, where less
 #: would mean to compute it twice.
-_BYTES, _TRAINED = 2**24, 2**28
+_BYTES, _TRAINED = 2**24, 2**29
 
 
 class Blocked(AttentionPattern):
@@ -233,25 +233,27 @@ class Blocked(AttentionPattern):
             )  # fmt: skip
             pool_usable = usable.view(rows, dilation, count, tile).transpose(1, 2).flatten(1, 2)
 
-            picked_k, picked_v = (
-                pool[row, plan].permute(0, 2, 1, 4, 3, 5, 6).flatten(0, 1).flatten(3, 4)
-                for pool in (pool_k, pool_v)
-            )  # [rows x dilation, count, heads, random_blocks x tile, size]
-            shut = pool_usable[row, plan].masked_fill((plan < 0)[..., None], low)
-            shut = shut.transpose(1, 2).flatten(0, 1).flatten(2)  # rows x dilation, count, keys
+            def picked(pool: Tensor, here: Tensor) -> Tensor:
+                """Random blocks of some blocks: [rows x dilation, blocks, heads, keys, size]."""
+                found = pool[row, here].permute(0, 2, 1, 4, 3, 5, 6)
+                return found.flatten(0, 1).flatten(3, 4)
 
-        def part(start: int, stop: int, q: Tensor, *pieces: Tensor) -> Tensor:
+        def part(start: int, stop: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             here = stop - start
-            keys, values = [pieces[0]], [pieces[1]]
+            keys, values = [k], [v]
             masks = [band + near_usable[:, start:stop, None]]
             if many:
                 keys.append(global_k.expand(-1, here, -1, -1, -1))
                 values.append(global_v.expand(-1, here, -1, -1, -1))
                 masks.append(q.new_zeros(()).where(global_shown[:, start:stop], low))
             if self.random_blocks:
-                keys.append(pieces[2])
-                values.append(pieces[3])
-                masks.append(shut[:, start:stop, None].expand(-1, -1, tile, -1))
+                # Gathered here, so that no more of them is laid out than of the windows.
+                some = plan[:, start:stop]
+                keys.append(picked(pool_k, some))
+                values.append(picked(pool_v, some))
+                shut = pool_usable[row, some].masked_fill((some < 0)[..., None], low)
+                shut = shut.transpose(1, 2).flatten(0, 1).flatten(2)
+                masks.append(shut[:, :, None].expand(-1, -1, tile, -1))
             k, v = (x[0] if len(x) == 1 else torch.cat(x, 3) for x in (keys, values))
             mask = masks[0] if len(masks) == 1 else torch.cat(masks, 3)
             out = F.scaled_dot_product_attention(
@@ -261,8 +263,6 @@ class Blocked(AttentionPattern):
             return parted(out, 0, -1, here)
 
         cut = [parted(q, 2, count, tile).transpose(1, 2), near_k, near_v]
-        if self.random_blocks:
-            cut += [picked_k, picked_v]
         one = len(q) * (self._span(seen.causal) + many) * (2 * heads * size + tile)
         most = _TRAINED if torch.is_grad_enabled() else _BYTES
         group = max(1, most // (one * q.element_size()))
