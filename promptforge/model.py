@@ -368,18 +368,21 @@ class PromptModel(Classifier):
 
     def fill(self, row: Mapping[str, Any], top: int = 10) -> dict[str, list[list[Filled]]]:
         """The most likely tokens: pattern -> per place in its masks -> words, best first."""
-        out = {}
-        for pattern in self.task.patterns:
-            readout = self.read(pattern, [row])
-            log_probs = self.backbone.log_probs(readout.states[0])
-            best = log_probs.topk(min(top, log_probs.shape[1]))
-            out[pattern] = [
-                [
-                    Filled(self.backbone.tokenizer.decode([t]), t, p)
-                    for t, p in zip(tokens, probs, strict=True)
-                ]
-                for tokens, probs in zip(
-                    best.indices.tolist(), best.values.exp().tolist(), strict=True
-                )
+        return {
+            pattern: self.likely(self.read(pattern, [row]).states[0], top)
+            for pattern in self.task.patterns
+        }
+
+    def likely(self, states: Tensor, top: int = 10) -> list[list[Filled]]:
+        """The most likely tokens at each of `states`, [places, d], best first."""
+        log_probs = self.backbone.log_probs(states)
+        best = log_probs.topk(min(top, log_probs.shape[1]))
+        return [
+            [
+                Filled(self.backbone.tokenizer.decode([t]), t, p)
+                for t, p in zip(tokens, probs, strict=True)
             ]
-        return out
+            for tokens, probs in zip(
+                best.indices.tolist(), best.values.exp().tolist(), strict=True
+            )
+        ]

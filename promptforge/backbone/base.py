@@ -284,6 +284,16 @@ class Backbone(ABC):
         return flat.view(-1, len(encoded[0].reads), self.width)[where]
 
     @torch.inference_mode()
+    def read_on(self, encoded: Encoded, kept: Any = None) -> tuple[Tensor, Any]:
+        """Hidden states at the reads of one prompt, [1, reads, d], and what the next may go on from.
+
+        Args:
+            kept: what this returned for an earlier prompt, of the same weights. It belongs to the call:
+                use what comes back in its place. Where nothing can be kept it is None.
+        """
+        return self.states([encoded]), None
+
+    @torch.inference_mode()
     def states_each(
         self, encoded: Sequence[Encoded], report: Reporter | None = None, label: str = "Reading"
     ) -> list[Tensor]:

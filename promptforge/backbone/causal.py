@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from promptforge.backbone.base import Backbone
 from promptforge.backbone.batch import Batch
 from promptforge.backbone.probe import most_tokens, probe_frame
-from promptforge.encode import Encoded, Frame
+from promptforge.encode import Encoded, Frame, SoftSlot
 
 #: How many full batches of keys and values are held at once, a copy of the prompts' for each word.
 _COPIES = 16
@@ -151,6 +151,37 @@ class CausalBackbone(Backbone):
             self._prefix, self._prefix_length = None, 0
 
     @torch.inference_mode()
+    def read_on(self, encoded: Encoded, kept: Any = None) -> tuple[Tensor, Any]:
+        """As the base says; a prompt that begins like the last is read from where they differ.
+
+        A pass may be broken off by an exception: what is kept then ends where the prompts differed.
+        """
+        cache = self._cache()
+        if cache is None:
+            return super().read_on(encoded)
+        kept = kept or _Kept(cache)
+        shared = _common_prefix([encoded.ids[: encoded.reads[0]], kept.ids])
+        if encoded.soft != kept.soft or encoded.task != kept.task:
+            starts = [s.start for s in (*encoded.soft, *kept.soft)]
+            shared = min([shared, *starts]) if encoded.task == kept.task else 0
+        if shared:
+            kept.end(shared)
+        else:
+            kept = _Kept(cache)
+        kept.ids, kept.soft, kept.task = encoded.ids[:shared], encoded.soft, encoded.task
+        self._prefix_length = shared
+        try:
+            (batch,) = self.batches([encoded.after(shared)])
+        finally:
+            self._prefix_length = 0
+        self.current = batch
+        last = self.body(
+            **batch.inputs, past_key_values=kept.cache, use_cache=True
+        ).last_hidden_state
+        kept.ids = encoded.ids
+        return last[batch.rows, batch.columns].view(1, len(encoded.reads), -1), kept
+
+    @torch.inference_mode()
     def continuations(
         self, encoded: Sequence[Encoded], slot: int, words: Sequence[Sequence[int]]
     ) -> Tensor:
@@ -207,6 +238,23 @@ class CausalBackbone(Backbone):
             scores = self.log_probs(hidden[rows, j])
             out[rows] += scores.gather(1, target[:, None])[:, 0]
         return out.view(n, m)
+
+
+@dataclass
+class _Kept:
+    """Keys and values of a prompt, and which it was."""
+
+    cache: Any
+    ids: tuple[int, ...] = ()
+    soft: tuple[SoftSlot, ...] = ()
+    task: int = 0
+
+    def end(self, length: int) -> None:
+        """Forget what comes after the first `length` tokens, layers by their own number of them."""
+        for layer in self.cache.layers:
+            if layer.is_initialized:
+                layer.keys = layer.keys[..., :length, :]
+                layer.values = layer.values[..., :length, :]
 
 
 def _common_prefix(rows: list[tuple[int, ...]]) -> int:

@@ -118,13 +118,16 @@ def render(as_json: bool, tokens: bool, **params: Any) -> None:
             encoded = None
         results.append((name, prompt, encoded))
     if as_json:
-        print_json([_as_json(*result, backbone) for result in results])
+        print_json([prompt_json(*result, backbone) for result in results])
         return
     for name, prompt, encoded in results:
         _show(name, number, prompt, encoded, backbone)
 
 
-def _as_json(name: str, prompt: Prompt, encoded: Encoded | None, backbone: Any) -> dict[str, Any]:
+def prompt_json(
+    name: str, prompt: Prompt, encoded: Encoded | None, backbone: Any
+) -> dict[str, Any]:
+    """A prompt as `--json` prints it: its parts and, where a model is there, its tokens."""
     from dataclasses import asdict
 
     parts = [{"part": type(p).__name__.lower(), **asdict(p)} for p in prompt.parts]
