@@ -47,6 +47,8 @@ from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.task import Task
 from promptforge.template import Template
+from promptforge.tuning.backends import Backend as JobBackend
+from promptforge.tuning.backends import backend_class
 from promptforge.tuning.settings import Settings
 from promptforge.tuning.train import Run, train
 
@@ -110,6 +112,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         exits: "joint" or "two-stage": train a classifier at every layer too; options as "exits.steps".
         exit_policy: with exits, when rows leave the model: "confidence", ...; options as
             "exit-policy.threshold". `classifier_.exit_layers` has the layers used for the last rows.
+        n_jobs, backend: members of a strategy trained at the same time, and where; as `jobs` and `backend`
+            of `train`. None: what `joblib.parallel_config` says, else one in this process.
         run: folder to keep checkpoints in; None: in memory only. Another `fit` with the same
             data and parameters goes on where the first stopped; with others it is an error.
 
@@ -150,6 +154,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         positions: str | None = None,
         exits: str | None = None,
         exit_policy: str | None = None,
+        n_jobs: int | None = None,
+        backend: str | None = None,
         run: str | None = None,
     ) -> None:
         self.templates = templates
@@ -177,6 +183,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.positions = positions
         self.exits = exits
         self.exit_policy = exit_policy
+        self.n_jobs = n_jobs
+        self.backend = backend
         self.run = run
 
     def fit(
@@ -251,6 +259,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 seed=int(seed),
                 class_weight=class_weight,
                 row_weights=weights.tolist(),
+                jobs=self.n_jobs,
+                backend=self._job_backend(),
                 run=self.run,
                 resume=self.run is not None,
                 compare_untrained=False,
@@ -380,6 +390,14 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             attention_options={k.partition(".")[2]: (self.options or {})[k] for k in own},
         )  # fmt: skip
 
+    def _job_backend(self) -> JobBackend | None:
+        own = {
+            k.partition(".")[2]: v
+            for k, v in (self.options or {}).items()
+            if k.startswith("backend.")
+        }
+        return backend_class(self.backend).build(**own) if self.backend else None
+
     def _components(self) -> dict[str, Any]:
         names = {role: getattr(self, role) for role in _COMPONENTS}
         if self.exit_policy and not self.exits:
@@ -390,7 +408,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         options: dict[str, dict[str, Any]] = {role: {} for role, name in names.items() if name}
         for key, value in (self.options or {}).items():
             role, dot, name = key.partition(".")
-            if role == "attention" and self.attention:
+            if role in ("attention", "backend") and getattr(self, role):
                 continue
             if not dot or role not in options:
                 raise UserError(

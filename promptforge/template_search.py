@@ -10,6 +10,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +26,8 @@ from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.task import Pattern, Task
 from promptforge.template import Template
+from promptforge.tuning import jobs as job_queue
+from promptforge.tuning.backends import Backend, started
 from promptforge.verbalizer import Verbalizer, Words
 
 
@@ -105,7 +109,9 @@ def search_template(
     dev: Sequence[Example] = (),
     keep: int = 10,
     verbalizer: str | Verbalizer = "manual",
-    rank: Callable[[Template], float] | None = None,
+    rank: Callable[[Sequence[Template]], Sequence[float]] | None = None,
+    jobs: int | None = None,
+    backend: str | Backend | None = None,
     report: Reporter | None = None,
     **options: Any,
 ) -> list[FoundTemplate]:
@@ -123,8 +129,9 @@ def search_template(
         dev: examples to measure the templates that are kept on, for information.
         keep: how many templates to return.
         verbalizer: how words become classes; a component or its name.
-        rank: ranks the kept templates instead: the larger, the better. LM-BFF ranks by dev
-            accuracy after tuning.
+        rank: gives the kept templates the scores that they are ranked by instead: the larger, the
+            better. LM-BFF ranks by dev accuracy after tuning (`promptforge.tuning.rerank`).
+        jobs, backend: templates measured at the same time, and where; as for `train`.
 
     Raises:
         UserError: options that do not fit, a label without rows or words, a generator that
@@ -145,19 +152,21 @@ def search_template(
     )  # fmt: skip
     with torch.inference_mode():
         proposed = finder.search(evidence, report)
-    found = _measured(_fitting(proposed, backbone, task, words, rows), backbone, task, words, train,
-                      verbalizer, report)  # fmt: skip
-    found = sorted(found, key=lambda f: (-(f[1]), -f[0].score, f[0].source))[:keep]
-    kept = [replace(template, train=accuracy) for template, accuracy in found]
-    if dev:
-        both = _measured(kept, backbone, task, words, dev, verbalizer, report)
-        kept = [replace(template, dev=accuracy) for template, accuracy in both]
-    if rank is not None:
-        with report.meter("Ranking", len(kept), "templates") as meter:
-            for i, template in enumerate(kept):
-                kept[i] = replace(template, tuned=rank(template.template))
-                meter.advance()
-        kept.sort(key=lambda t: -(t.tuned or 0.0))  # stable: ties stay as they were
+    fitting = _fitting(proposed, backbone, task, words, rows)
+    with started(backend, jobs) as many:
+        measure = partial(_measured, backbone, task, words, verbalizer, many, report)
+        accuracies = measure(fitting, train)
+        order = sorted(
+            range(len(fitting)),
+            key=lambda i: (-accuracies[i], -fitting[i].score, fitting[i].source),
+        )[:keep]
+        kept = [replace(fitting[i], train=accuracies[i]) for i in order]
+        if dev:
+            kept = [replace(t, dev=a) for t, a in zip(kept, measure(kept, dev), strict=True)]
+        if rank is not None:
+            scores = rank([t.template for t in kept])
+            kept = [replace(t, tuned=score) for t, score in zip(kept, scores, strict=True)]
+            kept.sort(key=lambda t: -(t.tuned or 0.0))  # stable: ties stay as they were
     return kept
 
 
@@ -195,27 +204,39 @@ def _fitting(
 
 
 def _measured(
-    found: Sequence[FoundTemplate], backbone: Backbone, task: Task, words: Words,
-    examples: Sequence[Example], verbalizer: str | Verbalizer, report: Reporter,
-) -> list[tuple[FoundTemplate, float]]:  # fmt: skip
-    """Each template with its zero-shot accuracy on the examples."""
-    rows = [e.row for e in examples]
-    out = []
-    cut = 0
-    with report.meter("Measuring", len(found), "templates") as meter:
-        for template in found:
-            pattern = Pattern("found", template.template, words)
-            model = PromptModel(
-                backbone, replace(task, patterns={"found": pattern}),
-                verbalizer=verbalizer, remember=False, report=_Hushed(),
-            )  # fmt: skip
-            said = model.predict(rows)
-            hits = sum(e.label == label for e, label in zip(examples, said, strict=True))
-            out.append((template, hits / len(examples)))
-            cut = max(cut, *model.cut_rows.values(), 0)
-            meter.advance()
-    if cut:
+    backbone: Backbone, task: Task, words: Words, verbalizer: str | Verbalizer, jobs: int,
+    report: Reporter, found: Sequence[FoundTemplate], examples: Sequence[Example],
+) -> list[float]:  # fmt: skip
+    """The zero-shot accuracy of each template on the examples."""
+    work = partial(_measure, task, words, verbalizer, examples)
+    items = {f"template {t.source!r}": t for t in found}
+    if jobs > 1 and len(items) > 1 and job_queue.can_send(backbone, report):
+        done = job_queue.run(
+            work, items, backbone=backbone, jobs=jobs, report=report, what="Measuring", unit="templates"
+        )  # fmt: skip
+    else:
+        done = {}
+        with report.meter("Measuring", len(items), "templates") as meter:
+            for name, template in items.items():
+                done[name] = work(backbone, None, name, template)
+                meter.advance()
+    if cut := max((c for _, c in done.values()), default=0):
         report.warn(
-            f"Up to {cut} of {len(rows)} rows were cut to fit {backbone.encoder.max_length} tokens."
+            f"Up to {cut} of {len(examples)} rows were cut to fit {backbone.encoder.max_length} tokens."
         )
-    return out
+    return [done[name][0] for name in items]
+
+
+def _measure(
+    task: Task, words: Words, verbalizer: str | Verbalizer, examples: Sequence[Example],
+    backbone: Backbone, _: Path | None, name: str, template: FoundTemplate,
+) -> tuple[float, int]:  # fmt: skip
+    """A job: a template's zero-shot accuracy, and how many rows were cut."""
+    pattern = Pattern("found", template.template, words)
+    model = PromptModel(
+        backbone, replace(task, patterns={"found": pattern}),
+        verbalizer=verbalizer, remember=False, report=_Hushed(),
+    )  # fmt: skip
+    said = model.predict([e.row for e in examples])
+    hits = sum(e.label == label for e, label in zip(examples, said, strict=True))
+    return hits / len(examples), max(model.cut_rows.values(), default=0)

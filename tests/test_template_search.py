@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +142,9 @@ def test_rows_that_are_cut_are_told_of() -> None:
 def test_the_callers_rank_decides_among_those_kept() -> None:
     asked: list[str] = []
 
-    def rank(template: Template) -> float:
-        asked.append(template.source)
-        return -len(template.source)
+    def rank(templates: Sequence[Template]) -> list[float]:
+        asked.extend(t.source for t in templates)
+        return [-len(t.source) for t in templates]
 
     options = {"beam": 6, "left": 2, "right": 0, "candidates": 12, "keep": 5}
     plain: list[FoundTemplate] = search_template(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
 from promptforge.cli.config import with_config
-from promptforge.cli.options import model_options, task_options
-from promptforge.cli.setup import load, open_task
+from promptforge.cli.options import job_options, model_options, task_options
+from promptforge.cli.setup import backend_of, load, open_task
 from promptforge.cli.train import class_weight, setting_options, settings_of, splits
 from promptforge.errors import UserError
 
@@ -38,8 +39,7 @@ if TYPE_CHECKING:
 )
 @click.option("--unlabeled", help="Unlabelled rows; the task's own by default.")
 @click.option("--class-weight", multiple=True, metavar="LABEL=WEIGHT", help="Or: balanced.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Members trained at the same time, in processes of their own.")  # fmt: skip
+@partial(job_options, what="Trainings")
 @setting_options
 @click.option(
     "--folder",
@@ -53,7 +53,8 @@ def compare(as_json: bool, strategies: tuple[str, ...], **params: Any) -> None:
     import random
 
     report = reporter()
-    setup = open_task(params, report, {"settings": None})
+    setup = open_task(params, report, {"settings": None, "backend": params["backend"]})
+    backend = backend_of(params, setup.options)
     from promptforge.tuning.compare import Contender
     from promptforge.tuning.compare import compare as run
 
@@ -72,7 +73,7 @@ def compare(as_json: bool, strategies: tuple[str, ...], **params: Any) -> None:
         setup.task, rows, contenders, backbone=load(params, report, setup.task), test=test, dev=dev,
         unlabeled=setup.unlabeled() or [], shots=params["shots"], label_cost=cost,
         seeds=numbers("--seeds", params["seeds"]), settings=settings_of(params, setup),
-        class_weight=class_weight(params["class_weight"]), jobs=params["jobs"], report=report,
+        class_weight=class_weight(params["class_weight"]), jobs=params["jobs"], backend=backend, report=report,
         folder=params["folder"] or f"runs/compare-{setup.task.name}",
     )  # fmt: skip
     worth = found.worth("finetune") if cost else None

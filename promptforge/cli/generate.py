@@ -28,7 +28,7 @@ COLUMN = "generated"
 #: Options of `train` and `evaluate` that are for labels, with the values that ask for nothing.
 _FOR_LABELS: dict[str, tuple[Any, ...]] = {
     "verbalizer": (None,), "calibration": (None,), "demonstrations": (None,), "samples": (None, 1),
-    "shots": (None,), "unlabeled": (None,), "jobs": (1,), "class_weight": ((),),
+    "shots": (None,), "unlabeled": (None,), "jobs": (1,), "backend": (None,), "class_weight": ((),),
 }  # fmt: skip
 
 

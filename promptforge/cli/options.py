@@ -117,6 +117,19 @@ def class_options(function: F) -> F:
     )
 
 
+def job_options(function: F, *, what: str) -> F:
+    """How many of `what` run at the same time, and where."""
+    return _apply(
+        [
+            click.option("--jobs", type=click.IntRange(min=-1), default=1, show_default=True,
+                         help=f"{what} at the same time, in processes of their own; -1: one for each CPU."),
+            click.option("--backend", metavar="NAME",
+                         help="Where these processes are: loky (here), ray or dask (-o backend.address=...). [default: loky]"),
+        ],
+        function,
+    )  # fmt: skip
+
+
 def exit_options(function: F) -> F:
     """When rows leave a model that was trained with exits."""
     return click.option(

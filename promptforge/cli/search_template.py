@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
-from promptforge.cli.options import model_options, task_options
-from promptforge.cli.setup import class_roles, load, open_task
+from promptforge.cli.options import job_options, model_options, task_options
+from promptforge.cli.setup import backend_of, class_roles, load, open_task
 from promptforge.cli.train import setting_options, settings_of
 from promptforge.errors import PromptForgeError, UserError
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 @click.option(
     "--rerank", is_flag=True, help="Tune with each template that is kept, and rank by dev."
 )
+@partial(job_options, what="Templates measured and tuned")
 @setting_options
 @model_options
 @json_option
@@ -69,6 +71,7 @@ def search_template(as_json: bool, **params: Any) -> None:
     report = reporter()
     roles = {
         "settings": None,
+        "backend": params["backend"],
         "template-search": params["search"],
         "verbalizer": class_roles(params)["verbalizer"],
     }
@@ -82,30 +85,35 @@ def search_template(as_json: bool, **params: Any) -> None:
         roles["verbalizer"],
         **{**(words.options if words else {}), **setup.options["verbalizer"]},
     )
+    backend = backend_of(params, setup.options)
     train, dev = _data(setup, params)
     backbone = load(params, report, replace(setup.task, patterns={}))
     task = setup.task.with_words(words.patterns) if words else setup.task
-    rank = None
-    if params["rerank"]:
-        from promptforge.tuning.rerank import template_rank
-        from promptforge.tuning.tuner import Tuner
+    from promptforge.tuning.backends import started
 
-        rank = template_rank(
-            Tuner(backbone, task, train, dev, settings=settings, verbalizer=verbalizer,
-                  seed=params["seed"], report=report)
-        )  # fmt: skip
-    found = search(
-        backbone,
-        task,
-        train,
-        search=finder,
-        generator=_generator(params, report),
-        dev=dev,
-        keep=params["keep"],
-        verbalizer=verbalizer,
-        rank=rank,
-        report=report,
-    )
+    with started(backend, params["jobs"]) as jobs:
+        rank = None
+        if params["rerank"]:
+            from promptforge.tuning.rerank import template_rank
+            from promptforge.tuning.tuner import Tuner
+
+            rank = template_rank(
+                Tuner(backbone, task, train, dev, settings=settings, verbalizer=verbalizer,
+                      seed=params["seed"], jobs=jobs, report=report)
+            )  # fmt: skip
+        found = search(
+            backbone,
+            task,
+            train,
+            search=finder,
+            generator=_generator(params, report),
+            dev=dev,
+            keep=params["keep"],
+            verbalizer=verbalizer,
+            rank=rank,
+            jobs=jobs,
+            report=report,
+        )
     digits = len(str(len(found)))
     named = {f"{params['search']}-{i:0{digits}}": t for i, t in enumerate(found, start=1)}
     _write(folder, params["search"], named)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
-from promptforge.cli.options import model_options, task_options
-from promptforge.cli.setup import load, open_task
+from promptforge.cli.options import job_options, model_options, task_options
+from promptforge.cli.setup import backend_of, load, open_task
 from promptforge.cli.train import setting_options, settings_of
 from promptforge.errors import UserError
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 )
 @click.option("--rerank", type=click.IntRange(min=1), metavar="N",
               help="Tune with each of the N best sets of words, and rank by dev (lm-bff).")  # fmt: skip
+@partial(job_options, what="Sets of --rerank tuned")
 @setting_options
 @model_options
 @json_option
@@ -59,7 +61,9 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
 
     check_target(Path(params["output"]))
     report = reporter()
-    setup = open_task(params, report, {"search": params["search"], "settings": None})
+    roles = {"search": params["search"], "settings": None, "backend": params["backend"]}
+    setup = open_task(params, report, roles)
+    backend = backend_of(params, setup.options)
     settings = settings_of(params, setup)
     setup.task.need_classes("A search for label words")
     train, splits = _data(setup, params)
@@ -82,6 +86,7 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
         unlabeled=unlabeled,
     )
     if params["rerank"]:
+        from promptforge.tuning.backends import started
         from promptforge.tuning.rerank import rerank_words
         from promptforge.tuning.tuner import Tuner
 
@@ -89,7 +94,8 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
             model.backbone, setup.task, train, splits.get("dev", []), settings=settings,
             seed=params["seed"], report=report,
         )  # fmt: skip
-        words = rerank_words(words, tuner, params["rerank"])
+        with started(backend, params["jobs"]) as tuner.jobs:
+            words = rerank_words(words, tuner, params["rerank"])
     words.origin.update(shots=params["shots"], seed=params["seed"])
     found = model.with_words(words)
     results: dict[str, dict[str, dict[str, AnyEvaluation]]] = {}

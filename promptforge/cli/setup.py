@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from promptforge.selection import DemonstrationSelector
     from promptforge.task import Task
     from promptforge.template import Template
+    from promptforge.tuning.backends import Backend
     from promptforge.verbalizer import LabelWords
 
 MODEL_KEYS = (
@@ -182,6 +183,17 @@ def _open_artifact(
     return Setup(task, report, params, options, reader, artifact=folder)
 
 
+def backend_of(params: Mapping[str, Any], options: Mapping[str, dict[str, Any]]) -> Backend | None:
+    """The backend of --backend with its `-o` options; a `UserError` where it is not installed."""
+    from promptforge.tuning.backends import backend_class
+
+    if not params["backend"]:
+        return None
+    made: Backend = backend_class(params["backend"]).build(**options.get("backend", {}))
+    made.check()
+    return made
+
+
 def class_roles(params: dict[str, Any]) -> dict[str, str | None]:
     """The components that `class_options` choose, for `open_task`."""
     return {
@@ -219,8 +231,12 @@ def options_of(
         classes: dict[str, type[BaseModel]] = {
             role: component(role, name)
             for role, name in chosen.items()
-            if role in meant and role != "exits"
+            if role in meant and role not in ("exits", "backend")
         }
+        if chosen.get("backend"):
+            from promptforge.tuning.backends import backend_class
+
+            classes["backend"] = backend_class(chosen["backend"])
         if chosen.get("exits"):
             from promptforge.exits.train import exit_training
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,8 @@ from promptforge.cli.common import (
 from promptforge.cli.config import with_config
 from promptforge.cli.label_sets import show_sets
 from promptforge.cli.numbers import numbers_table
-from promptforge.cli.options import model_options, task_options
-from promptforge.cli.setup import class_roles, load, open_task
+from promptforge.cli.options import job_options, model_options, task_options
+from promptforge.cli.setup import backend_of, class_roles, load, open_task
 from promptforge.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def setting_options(function: Any, *, choosing: bool = True) -> Any:
 
 def tuning_options(function: Any, *, several: bool = False) -> Any:
     """What is tuned and on which rows; with `several`, TASK=FILE for each of many tasks."""
-    options = [
+    options: list[Callable[[Any], Any]] = [
         click.option("--method", default="all", show_default=True, help="What is trained: all, head, bitfit or a plugin's."),
         click.option("--verbalizer", help="verbalizer.json of a search, or the name of a verbalizer."),
         click.option("--demonstrations", help="Show labelled rows in the prompt: lm-bff, random or a plugin's."),
@@ -76,8 +76,7 @@ def tuning_options(function: Any, *, several: bool = False) -> Any:
         click.option("--dev", multiple=several, help="Table to choose by; the task's own by default."),
         click.option("--test", multiple=several, help="Table to measure on; the task's own by default."),
         click.option("--unlabeled", help="Unlabelled rows; the task's own by default."),
-        click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True,
-                     help="Members trained at the same time, in processes of their own."),
+        partial(job_options, what="Members trained"),
         click.option("--class-weight", multiple=True, metavar="LABEL=WEIGHT", help="Or: balanced."),
         click.option("--init-from", metavar="FOLDER",
                      help="Start from what this run, artifact or peft adapter tuned, by the same method."),
@@ -223,7 +222,8 @@ def prepare(params: dict[str, Any], strategy: str) -> tuple[Setup, dict[str, Any
     roles = {**class_roles(params), "strategy": strategy, "method": params["method"]}
     roles.pop("calibration", None)
     exits = params.get("exits")
-    setup = open_task(params, reporter(), {**roles, "settings": None, "exits": exits})
+    roles |= {"exits": exits, "backend": params["backend"]}
+    setup = open_task(params, reporter(), {**roles, "settings": None})
     words = setup.words
     verbalizer = {**(words.options if words else {}), **setup.options["verbalizer"]}
     made = {
@@ -233,6 +233,8 @@ def prepare(params: dict[str, Any], strategy: str) -> tuple[Setup, dict[str, Any
         "demonstrations": params["demonstrations"]
         and build("demonstrations", params["demonstrations"], **setup.options["demonstrations"]),
     }
+    if params["backend"]:
+        made["backend"] = backend_of(params, setup.options)
     if exits:
         from promptforge.exits.train import exit_training
 

@@ -20,7 +20,7 @@ _TABLES = {"data": "train", "dev": "dev", "test": "test"}
 #: options that say something of one task, and what they are when they are not given
 _ALONE: dict[str, Any] = {
     "template": (), "text_column": (), "label_column": None, "demonstrations": None, "samples": 1,
-    "unlabeled": None, "jobs": 1, "class_weight": (), "init_from": None, "tracker": (),
+    "unlabeled": None, "jobs": 1, "backend": None, "class_weight": (), "init_from": None, "tracker": (),
     "objective": "classify",
 }  # fmt: skip
 

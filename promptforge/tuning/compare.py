@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from promptforge.evaluation import paired
 from promptforge.plugins import build, component
 from promptforge.progress import Reporter
 from promptforge.task import Task
+from promptforge.tuning import jobs as job_queue
+from promptforge.tuning.backends import Backend, started
 from promptforge.tuning.run import RESULTS, RunFolder
 from promptforge.tuning.train import train
 
@@ -166,6 +169,8 @@ def compare(
     seeds: Sequence[int] = (13, 21, 42, 87, 100),
     label_cost: Mapping[str, Sequence[int]] | None = None,
     folder: str | Path | None = None,
+    jobs: int | None = None,
+    backend: str | Backend | None = None,
     report: Reporter | None = None,
     **options: Any,
 ) -> Comparison:
@@ -176,10 +181,12 @@ def compare(
         contenders: see `Contender.parse`.
         label_cost: contender -> numbers of shots to try it with as well (a baseline's curve).
         folder: keeps a run per cell; cells that are there are read, never trained again.
+        jobs, backend: cells trained at the same time, and where; as for `train`. The members of the
+            only cell that is left are trained so, too.
         options: further arguments of `train` (settings, class_weight).
 
     Raises:
-        UserError: no test rows, a contender that does not exist, too few rows.
+        UserError: no test rows, a contender that does not exist, too few rows, no such backend.
     """
     report = report or Reporter()
     task.need_classes("A comparison")
@@ -202,21 +209,73 @@ def compare(
     for _, size in plan:
         if size:  # said before hours of work
             sample_shots(rows, size, 0, list(task.labels), dev=not dev)
-    for contender, size in plan:
-        for seed in seeds:
-            home = Path(folder) / _file_name(f"{contender.text}-{size}-{seed}") if folder else None
-            done = RunFolder(home).read(RESULTS) if home else None
-            if done is None:
-                report.note(f"{contender.text}, {size or 'all'} rows a label, seed {seed}")
-                run = train(
-                    task, rows, backbone=backbone, dev=dev, test=test, unlabeled=unlabeled,
-                    shots=size or None, seed=seed, samples=contender.samples, run=home,
-                    resume=home is not None and home.exists(), report=report,
-                    **contender.build(), **options,
-                )  # fmt: skip
-                done = run.to_json()
-            out.cells.append(_cell(contender.text, seed, size, done))
+    todo = [
+        _Job(_file_name(f"{c.text}-{size}-{seed}"), c, size, seed)
+        for c, size in plan
+        for seed in seeds
+    ]
+    common = {"dev": dev, "test": test, "unlabeled": unlabeled, **options}
+    with started(backend, jobs) as many:
+        done = _trained(task, rows, todo, backbone, many, folder, report, common)
+    out.cells = [_cell(job.contender.text, job.seed, job.size, done[job.name]) for job in todo]
     return out
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A cell to be trained; its name is its folder's."""
+
+    name: str
+    contender: Contender
+    size: int
+    seed: int
+
+
+def _trained(
+    task: Task,
+    rows: Sequence[Example],
+    todo: Sequence[_Job],
+    backbone: Backbone,
+    jobs: int,
+    folder: str | Path | None,
+    report: Reporter,
+    common: dict[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """The results of each cell by its name: read where there are some, else trained."""
+    home = Path(folder).absolute() if folder else None
+    read = {job.name: RunFolder(home / job.name).read(RESULTS) if home else None for job in todo}
+    done = {name: results for name, results in read.items() if results is not None}
+    open_ = [job for job in todo if job.name not in done]
+    work = partial(_train_cell, task, rows, common)
+    if jobs > 1 and len(open_) > 1 and job_queue.can_send(backbone, report):
+        return done | job_queue.run(
+            work, {job.name: job for job in open_}, backbone=backbone, jobs=jobs, folder=home,
+            report=report, what="Training", unit="cells",
+        )  # fmt: skip
+    for job in open_:
+        report.note(f"{job.contender.text}, {job.size or 'all'} rows a label, seed {job.seed}")
+        # The members of a cell that is alone may be trained side by side.
+        own = partial(_train_cell, task, rows, {**common, "jobs": jobs, "report": report})
+        done[job.name] = own(backbone, home, job.name, job)
+    return done
+
+
+def _train_cell(
+    task: Task,
+    rows: Sequence[Example],
+    common: dict[str, Any],
+    backbone: Backbone,
+    folder: Path | None,
+    name: str,
+    job: _Job,
+) -> dict[str, Any]:
+    home = folder / name if folder else None
+    run = train(
+        task, rows, backbone=backbone, shots=job.size or None, seed=job.seed,
+        samples=job.contender.samples, run=home, resume=home is not None and home.exists(),
+        **job.contender.build(), **common,
+    )  # fmt: skip
+    return run.to_json()
 
 
 def _cell(text: str, seed: int, shots: int, done: dict[str, Any]) -> Cell:

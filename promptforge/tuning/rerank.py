@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
+from promptforge.backbone.base import Backbone
 from promptforge.errors import UserError
+from promptforge.progress import Reporter
 from promptforge.task import Pattern, Task
 from promptforge.template import Template
+from promptforge.tuning import jobs as job_queue
 from promptforge.tuning.tuner import Member, Tuner, dev_score
 from promptforge.verbalizer import LabelWords
 
@@ -29,44 +34,70 @@ def rerank_words(words: LabelWords, tuner: Tuner, most: int) -> LabelWords:
             f"The search {words.origin.get('search')!r} finds words one by one and ranks no sets of them: "
             "re-rank with --search lm-bff."
         )
-    best = dict(words.patterns)
-    ranked = dict(words.alternatives)
-    scores = {}
+    candidates: dict[str, tuple[Task, str]] = {}
+    parts: dict[str, list[list[str]]] = {}  # pattern -> of each set, the trainings that measure it
     for pattern, sets in words.alternatives.items():
-        tried = sets[:most]
         named = [pattern] if pattern in tuner.task.patterns else list(tuner.task.patterns)
-        found = []
-        for i, one in enumerate(tried):
+        parts[pattern] = []
+        for i, one in enumerate(sets[:most]):
             task = tuner.task.with_words({pattern: one})
-            parts = [tuned_score(tuner, task, p, f"{p}-words-{i + 1}") for p in named]
-            found.append(sum(parts) / len(parts))
-        order = sorted(
-            range(len(tried)), key=lambda i: -found[i]
-        )  # ties stay as the search has them
-        ranked[pattern] = [tried[i] for i in order] + sets[most:]
+            names = {f"{p}-words-{i + 1}": (task, p) for p in named}
+            candidates |= names
+            parts[pattern].append(list(names))
+    measured = tuned_scores(tuner, candidates)
+    best, ranked, scores = dict(words.patterns), dict(words.alternatives), {}
+    for pattern, sets in words.alternatives.items():
+        found = [sum(measured[n] for n in names) / len(names) for names in parts[pattern]]
+        # Ties stay as the search has them.
+        order = sorted(range(len(found)), key=lambda i: -found[i])
+        ranked[pattern] = [sets[i] for i in order] + sets[most:]
         best[pattern] = ranked[pattern][0]
         scores[pattern] = [found[i] for i in order]
     origin = {**words.origin, "reranked": scores}
     return replace(words, patterns=best, scores={}, alternatives=ranked, origin=origin)
 
 
-def template_rank(tuner: Tuner) -> Callable[[Template], float]:
-    """For `search_template(rank=...)`: the score of a template on the dev rows after tuning."""
+def template_rank(tuner: Tuner) -> Callable[[Sequence[Template]], list[float]]:
+    """For `search_template(rank=...)`: scores of templates on the dev rows after tuning."""
     _need_dev(tuner)
     words = tuner.task.words_for(next(iter(tuner.task.patterns)))
-    numbers: dict[str, str] = {}
 
-    def rank(template: Template) -> float:
-        name = numbers.setdefault(template.source, f"found-{len(numbers) + 1}")
-        made = Template(template.source, name=name)
-        task = replace(tuner.task, patterns={name: Pattern(name, made, words)})
-        return tuned_score(tuner, task, name, name)
+    def rank(templates: Sequence[Template]) -> list[float]:
+        candidates = {}
+        for i, template in enumerate(templates):
+            name = f"found-{i + 1}"
+            made = Template(template.source, name=name)
+            task = replace(tuner.task, patterns={name: Pattern(name, made, words)})
+            candidates[name] = (task, name)
+        return list(tuned_scores(tuner, candidates).values())
 
     return rank
 
 
-def tuned_score(tuner: Tuner, task: Task, pattern: str, name: str) -> float:
-    """`dev_score` of a pattern after tuning."""
+def tuned_scores(tuner: Tuner, candidates: Mapping[str, tuple[Task, str]]) -> dict[str, float]:
+    """`dev_score` after tuning of each candidate, a pattern of a task; `tuner.jobs` at a time."""
+    work = partial(_tuned_score, replace(tuner, backbone=None, report=Reporter(), jobs=1))  # type: ignore[arg-type]
+    many = tuner.jobs > 1 and len(candidates) > 1
+    if many and job_queue.can_send(tuner.backbone, tuner.report):
+        found = job_queue.run(
+            work, candidates, backbone=tuner.backbone, jobs=tuner.jobs, report=tuner.report,
+            what="Tuning", unit="candidates",
+        )  # fmt: skip
+        return {name: found[name] for name in candidates}
+    with tuner.report.meter("Tuning", len(candidates), "candidates") as meter:
+        scores = {}
+        for name, candidate in candidates.items():
+            scores[name] = work(tuner.backbone, None, name, candidate)
+            meter.advance()
+    return scores
+
+
+def _tuned_score(
+    tuner: Tuner, backbone: Backbone, _: Path | None, name: str, candidate: tuple[Task, str]
+) -> float:
+    """A job: what tuning makes of a pattern of a task."""
+    task, pattern = candidate
+    tuner = replace(tuner, backbone=backbone, trained={})
     member = Member(name, tuner.targets(), pattern, tuner.seed, task=task)
     return dev_score(tuner.member(member), tuner.dev)
 

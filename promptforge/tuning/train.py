@@ -30,6 +30,7 @@ from promptforge.progress import Reporter
 from promptforge.selection import DemonstrationSelector, fit_selector
 from promptforge.task import Task
 from promptforge.tuning import processes
+from promptforge.tuning.backends import Backend, started
 from promptforge.tuning.loop import Trained
 from promptforge.tuning.method import TuningMethod
 from promptforge.tuning.predictions import Prediction, label_counts, predictions, write_predictions
@@ -112,7 +113,8 @@ def train(
     seed: int = 13,
     class_weight: str | Mapping[str, float] | None = None,
     row_weights: Sequence[float] = (),
-    jobs: int = 1,
+    jobs: int | None = None,
+    backend: str | Backend | None = None,
     tracker: Sequence[str] = (),
     init_from: str | Path | None = None,
     exits: str | ExitTraining | None = None,
@@ -140,7 +142,10 @@ def train(
         class_weight: label -> weight, or "balanced"; of a multi-label task, the weights of its
             answers `yes` and `no`.
         row_weights: a weight for each training row.
-        jobs: members trained at the same time, in processes of their own.
+        jobs: members trained at the same time, in processes of their own; -1: as many as there are
+            CPUs; None: what `joblib.parallel_config` says, else 1.
+        backend: "loky", "ray" or "dask", or one with options (`promptforge.tuning.backends`): where
+            these processes are; None: what `joblib.parallel_config` says, else this machine.
         tracker: "tensorboard", "mlflow": log there too, below `run`.
         init_from: a run, an artifact or a peft adapter: start from what was tuned there, by the same
             method on the same model (its classification head and verbalizer start anew).
@@ -152,11 +157,11 @@ def train(
         compare_untrained: measure the prompts before tuning too.
 
     Raises:
-        UserError: data or options that do not fit.
+        UserError: data or options that do not fit, a backend that is not there.
         PromptForgeError: a loss that is not finite, a damaged checkpoint, no space.
     """
     report = (report or Reporter()) if processes.is_first() else processes.Mute()
-    if jobs > 1 and processes.count() > 1:
+    if processes.count() > 1 and (backend is not None or jobs not in (None, 1)):
         raise UserError(
             f"jobs={jobs} trains members in processes of their own, and a launcher made "
             f"{processes.count()} processes for each training: choose one of the two."
@@ -205,7 +210,6 @@ def train(
         seed=seed,
         folder=Path(run) if run else None,
         report=report,
-        jobs=jobs,
         class_weight=_class_weights(task, train, class_weight),
         row_weights=row_weights,
         tracking=tracking,
@@ -215,7 +219,7 @@ def train(
     folder = RunFolder(Path(run)) if run and processes.is_first() else None
     resolved = config or _config(tuner, whole, counts, made_strategy, shots, at_exits)
     opened = folder.opened(resolved, resume=resume) if folder else nullcontext()
-    with opened, ExitStack() as stack:
+    with started(backend, jobs) as tuner.jobs, opened, ExitStack() as stack:
         processes.wait(backbone.device)
         log = stack.enter_context(tracking.part("run", resolved))
         began = time.perf_counter()

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -162,14 +163,16 @@ class Tuner:
     def _in_processes(
         self, members: Sequence[Member], open_: Sequence[Member]
     ) -> dict[str, Classifier]:
-        if "dtype" not in self.backbone.source:
-            self.report.warn(
-                "A model made in memory cannot be sent to other processes: one is used."
-            )
+        if not job_queue.can_send(self.backbone, self.report):
             return {member.name: self.member(member) for member in members}
         with nullcontext(self.folder) if self.folder else TemporaryDirectory() as folder:
-            shared = replace(self, folder=Path(folder))
-            job_queue.run(shared, open_)
+            shared = replace(self, folder=Path(folder).absolute())  # a worker may stand elsewhere
+            alone = replace(shared, backbone=None, report=Reporter(), trained={}, jobs=1)  # type: ignore[arg-type]
+            job_queue.run(
+                partial(_train_member, alone), {m.name: m for m in open_}, backbone=self.backbone,
+                jobs=self.jobs, folder=shared.folder, made="members/{}", report=self.report,
+                what="Tuning", unit="members",
+            )  # fmt: skip
             return {member.name: shared.member(member) for member in members}
 
     def _home(self, member: Member) -> Path | None:
@@ -354,6 +357,15 @@ class Tuner:
     def with_(self, **changes: Any) -> Tuner:
         """The same tuner with some attributes changed; it shares the record of trainings."""
         return replace(self, **changes)
+
+
+def _train_member(
+    tuner: Tuner, backbone: Backbone, folder: Path | None, name: str, member: Member
+) -> None:
+    """A job: train a member into `folder`."""
+    if folder != tuner.folder:  # of another machine, where nobody would look for logs
+        tuner = replace(tuner, tracking=Tracking())
+    replace(tuner, backbone=backbone, folder=folder).member(member)
 
 
 def _exiting(made: PromptModel | HeadModel, exits: Exits | None) -> Classifier:
