@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import promptforge_multitask
+import promptforge_playground
 import promptforge_report
 import pytest
 import tiny
@@ -60,7 +61,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
 def test_every_command_the_readme_names_exists() -> None:
     from promptforge.cli import BUILT_IN
 
-    plugins = (promptforge_multitask, promptforge_report)
+    plugins = (promptforge_multitask, promptforge_report, promptforge_playground)
     known = {*BUILT_IN, *(c.name for plugin in plugins for c in plugin.promptforge_commands())}
     named = set(re.findall(r"(?:^|[`/])promptforge ([a-z][a-z-]+)", README, re.MULTILINE))
     assert len(named) > 5 and named <= known, named - known

@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import errno
 import json
+import re
 import secrets
+import socket
 import threading
 import webbrowser
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -71,8 +74,8 @@ class Server:
         if self._thread is not None:
             self._http.shutdown()
             self._thread.join()
-        self._http.server_close()
         self.playground.close()
+        self._http.server_close()
 
     def __enter__(self) -> Server:
         return self
@@ -103,6 +106,25 @@ def listening(port: int, handler: type[BaseHTTPRequestHandler]) -> _Threads:
 class _Threads(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True  # a port that was ours a moment ago; never one that is in use
+
+    def __init__(self, *args: Any) -> None:
+        self._open: set[socket.socket] = set()
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        """Listen no more, and hang up on pages that keep their connection."""
+        super().server_close()
+        for request in list(self._open):
+            with suppress(OSError):  # it went by itself
+                request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that leaves in the middle of an answer is no news."""
@@ -230,8 +252,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 def located(error: Exception, message: str | None = None) -> dict[str, Any]:
     """An error as the page shows it: its message, and the line of the template that it names."""
-    import re
-
     text = message or str(error)
     found = re.match(r".*?, line (\d+): ", text.partition("\n")[0])
     return {"message": text, "line": int(found[1]) if found else None}
