@@ -12,11 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from promptforge import remote
 from promptforge.backbone.addition import Addition
 from promptforge.backbone.base import Backbone
 from promptforge.backbone.weights import Weights
@@ -81,14 +83,19 @@ def save(
     Args:
         classifier: a `PromptModel`, a `HeadModel`, an `ExitModel`, an `Ensemble` of them, a
             `MultiLabelModel` of one of these, or a `Savable`.
-        folder: made anew; an artifact that is there is replaced.
+        folder: a path or a URL (`s3://BUCKET/FOLDER`); made anew; an artifact that is there is replaced.
         about: further JSON values to keep (figures, settings).
 
     Raises:
         UserError: the folder holds something else.
         PromptForgeError: no space, no permission.
     """
-    folder = Path(folder).absolute()
+    if remote.is_url(folder):
+        with TemporaryDirectory() as home:
+            save(classifier, Path(home) / "artifact", about)
+            remote.send(Path(home) / "artifact", str(folder))
+        return
+    folder = Path(remote.place(folder)).absolute()
     if folder.is_dir() and {p.name for p in folder.iterdir()} - _own_files(folder):
         raise UserError(f"{folder} holds something else than an artifact. Name another folder.")
     with whole(folder, replace=True) as draft:
@@ -200,7 +207,7 @@ def load(
     """A classifier from an artifact's folder, or from the folder of a run.
 
     Args:
-        path: the folder.
+        path: the folder or URL.
         backbone: the loaded model it was tuned from; loaded by its name otherwise.
         options: for `load_model`: device, batch_tokens.
 

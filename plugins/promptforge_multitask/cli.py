@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -13,6 +12,7 @@ from promptforge.cli.options import model_options
 from promptforge.cli.setup import Setup, load, options_of
 from promptforge.cli.train import kept, launched, refuse, setting_options, settings_of
 from promptforge.cli.train_together import with_tables
+from promptforge.remote import place
 
 if TYPE_CHECKING:
     from promptforge_multitask.run import MultiTaskRun
@@ -79,7 +79,7 @@ def train_multitask(
     options, reader = options_of(params, roles, source)
     settings = settings_of(params, Setup(loaded[0], report, params, options, reader))
     method, verbalizer = (build(r, params[r], **options[r]) for r in ("method", "verbalizer"))
-    folder = Path(run_ or "-".join(["runs/multitask", *hold_out, str(params["seed"])]))
+    folder = place(run_ or "-".join(["runs/multitask", *hold_out, str(params["seed"])]))
     refuse(folder, resume)
     data = []
     for task in loaded:

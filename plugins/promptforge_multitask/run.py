@@ -12,6 +12,7 @@ from typing import Any
 from promptforge import PromptModel, Settings
 from promptforge.classifier import ENSEMBLE
 from promptforge.evaluation import AnyEvaluation
+from promptforge.remote import publishing
 from promptforge.tuning import processes
 from promptforge.tuning.run import RESULTS, RunFolder
 from promptforge_multitask.mixture import TaskExamples
@@ -62,6 +63,7 @@ class MultiTaskRun:
         }
 
 
+@publishing("run")
 def train_multitask(
     model: MultiTaskPromptModel,
     data: Sequence[TaskExamples],

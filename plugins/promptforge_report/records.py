@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from promptforge.errors import PromptForgeError, UserError
+from promptforge.remote import fetched
 from promptforge.task import Task
 from promptforge.tuning.predictions import Prediction, read_predictions
 from promptforge.tuning.run import (
@@ -214,7 +215,7 @@ def found(paths: Sequence[str | Path]) -> list[Path]:
         UserError: no run there.
     """
     out: list[Path] = []
-    for path in map(Path, paths):
+    for path in (fetched(path, members=False) for path in paths):
         inside = [path] if (path / CONFIG).exists() else [run.path for run in runs_in(path)]
         if not inside:
             raise UserError(

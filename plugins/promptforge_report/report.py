@@ -16,6 +16,7 @@ from promptforge.data import AnyReader, Example
 from promptforge.errors import UserError
 from promptforge.folders import write_text
 from promptforge.progress import Reporter
+from promptforge.remote import is_url
 from promptforge_report.comparing import Comparison, compared
 from promptforge_report.plots import Plots
 from promptforge_report.records import Record, found
@@ -85,9 +86,9 @@ def report(
     """Write a report about runs.
 
     Args:
-        runs: folders of runs, or folders with runs.
+        runs: folders of runs, or folders with runs; or URLs of them.
         output: the HTML file, which is replaced; by default `report.html` in the run's folder, of
-            several runs in this folder.
+            several runs, or of one at a URL, in this folder.
         data: labelled rows to show in place of what the runs kept; with `rows` they are measured too.
         rows: load each run's model, and read that many of the hardest rows again.
         reader: how `data` is read.
@@ -101,7 +102,7 @@ def report(
     if rows < 0:
         raise UserError(f"rows is {rows}; it must be 0 or more.")
     paths = found(runs)
-    target = _target(output, paths)
+    target = _target(output, paths, any(is_url(run) for run in runs))
     records = [Record.read(path) for path in paths]
     drawn, names, views = Plots(), names_of(paths), []
     with report.meter("Reading runs", len(records), "runs") as meter:
@@ -156,9 +157,9 @@ def _options(text: str) -> Markup:
     return Markup(re.sub(r"(--[a-z][a-z-]*( [A-Z]+\b)?)", r"<code>\1</code>", str(escape(text))))
 
 
-def _target(output: str | Path | None, paths: Sequence[Path]) -> Path:
+def _target(output: str | Path | None, paths: Sequence[Path], remote: bool) -> Path:
     if output is None:
-        return (paths[0] if len(paths) == 1 else Path()) / "report.html"
+        return (paths[0] if len(paths) == 1 and not remote else Path()) / "report.html"
     target = Path(output)
     if target.is_dir():
         raise UserError(

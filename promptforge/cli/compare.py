@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @setting_options
 @click.option(
     "--folder",
-    help="Keeps a run per cell; a cell is never trained twice. [default: runs/compare-TASK]",
+    help="Folder or URL; keeps a run per cell; a cell is never trained twice. [default: runs/compare-TASK]",
 )
 @model_options
 @json_option

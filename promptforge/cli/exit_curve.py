@@ -10,6 +10,7 @@ import rich_click as click
 from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
 from promptforge.cli.setup import build_model, open_task
 from promptforge.errors import UserError
+from promptforge.remote import is_url
 
 if TYPE_CHECKING:
     from promptforge.exits.curve import ExitCurve
@@ -64,7 +65,7 @@ def exit_curve(as_json: bool, run: str, plot: str | None, **params: Any) -> None
         max_drop=params["max_drop"], batch_sizes=params["batch_size"],
         timed_rows=params["timed_rows"], repeats=params["repeats"], report=setup.report,
     )  # fmt: skip
-    if (Path(run) / CONFIG).is_file():  # `promptforge report` shows it
+    if not is_url(run) and (Path(run) / CONFIG).is_file():  # `promptforge report` shows it
         RunFolder(Path(run)).write(EXIT_CURVE, found.to_json())
     if plot:
         draw_file(found, plot)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -13,6 +12,7 @@ from promptforge.cli.options import model_options, output_options, task_options
 from promptforge.cli.predict import check_output, chunks, fingerprint
 from promptforge.cli.setup import Setup, adapter_weights, load, open_task
 from promptforge.errors import UserError
+from promptforge.remote import place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -178,7 +178,7 @@ def train_to_write(
     method = build("method", params["method"], **setup.options["method"])
     decoding = Decoding.of(**setup.options.get("decoding", {}))
     settings = settings_of(params, setup)
-    folder = Path(run_ or f"runs/{setup.task.name}-generate-{params['seed']}")
+    folder = place(run_ or f"runs/{setup.task.name}-generate-{params['seed']}")
     refuse(folder, resume)
 
     def rows(split: str) -> list[Row]:

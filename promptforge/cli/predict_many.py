@@ -11,6 +11,7 @@ import rich_click as click
 from promptforge.cli.common import reporter
 from promptforge.cli.options import output_options
 from promptforge.errors import UserError, did_you_mean, listed
+from promptforge.remote import fetched
 
 if TYPE_CHECKING:
     from promptforge.bank import TaskBank
@@ -125,14 +126,15 @@ def named(artifacts: Sequence[str]) -> dict[str, Path]:
     for given in artifacts:
         name, _, path = given.rpartition("=") if not Path(given).exists() else ("", "", given)
         folder = find_artifact(path)
-        members = RunFolder(Path(path)).members() if folder is None else []
+        home = fetched(path) if folder is None else Path()
+        members = RunFolder(home).members() if folder is None else []
         if folder is not None:
             take(name or str(artifact_task(folder)["name"]), folder)
         elif members and name:
             raise UserError(f"{given}: the run {path} has several tasks: {listed(members)}.")
         elif members:
             for member in members:
-                place = Path(path) / "members" / member
+                place = home / "members" / member
                 take(str(artifact_task(place)["name"]), place)
         else:
             raise UserError(f"There is no artifact in {path} (no artifact.json).")

@@ -17,6 +17,7 @@ from promptforge.cli.common import (
     size_text,
 )
 from promptforge.errors import PromptForgeError
+from promptforge.remote import fetched
 
 if TYPE_CHECKING:
     from promptforge.tuning.run import RunFolder
@@ -40,7 +41,7 @@ def list_(folder: str, as_json: bool) -> None:
 
     from promptforge.tuning.run import runs as found
 
-    rows = [_row(run) for run in found(folder)]
+    rows = [_row(run) for run in found(fetched(folder, members=False))]
     if as_json:
         print_json(rows)
         return
@@ -69,7 +70,7 @@ def show(run: str, as_json: bool) -> None:
     """Everything that is known of one run: options, environment, members, figures."""
     from promptforge.tuning.run import ENVIRONMENT, RunFolder, flat
 
-    folder = RunFolder(Path(run))
+    folder = RunFolder(fetched(run))
     data = {
         **_summary(folder),
         "config": folder.config,
@@ -111,7 +112,7 @@ def diff(first: str, second: str, as_json: bool) -> None:
 
     from promptforge.tuning.run import RunFolder, flat
 
-    folders = [RunFolder(Path(first)), RunFolder(Path(second))]
+    folders = [RunFolder(fetched(one, members=False)) for one in (first, second)]
     one, two = (flat(f.config) for f in folders)
     summaries = [_summary(f) for f in folders]
     for options, summary in zip((one, two), summaries, strict=True):

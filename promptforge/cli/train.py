@@ -27,6 +27,7 @@ from promptforge.cli.numbers import numbers_table
 from promptforge.cli.options import job_options, model_options, task_options
 from promptforge.cli.setup import backend_of, class_roles, load, open_task
 from promptforge.errors import UserError
+from promptforge.remote import exists, place
 
 if TYPE_CHECKING:
     from promptforge.cli.setup import Setup
@@ -111,7 +112,7 @@ def tuning_options(function: Any, *, several: bool = False) -> Any:
 @click.option(
     "--run",
     "run_",
-    help="Folder to keep everything in. [default: runs/TASK-STRATEGY[-METHOD]-SEED]",
+    help="Folder or URL (s3://...) to keep everything in. [default: runs/TASK-STRATEGY[-METHOD]-SEED]",
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in that folder.")
 @click.option("--compare-untrained/--no-compare-untrained", default=True, show_default=True,
@@ -156,7 +157,7 @@ def train(as_json: bool, strategy: str, run_: str | None, resume: bool, **params
     chosen.check_rows(rows, unlabeled)
     method = "" if params["method"] == "all" else f"-{params['method']}"
     name = f"{setup.task.name}-{strategy}{method}-{params['seed']}"
-    folder = Path(run_ or Path("runs") / name)
+    folder = place(run_ or Path("runs") / name)
     refuse(folder, resume)
     settings = settings_of(params, setup)
 
@@ -179,7 +180,7 @@ def train(as_json: bool, strategy: str, run_: str | None, resume: bool, **params
     if as_json:
         print_json({"run": str(folder), **run.to_json()})
     else:
-        show(run)
+        show(run, folder)
 
 
 def _only_task(params: dict[str, Any]) -> None:
@@ -206,7 +207,7 @@ def launched(params: dict[str, Any]) -> Reporter:
 
 
 @contextmanager
-def kept(folder: Path, report: Reporter) -> Iterator[None]:
+def kept(folder: str | Path, report: Reporter) -> Iterator[None]:
     """Says, where a training is interrupted, how to go on with it."""
     try:
         yield
@@ -295,17 +296,17 @@ def class_weight(given: tuple[str, ...]) -> str | dict[str, float] | None:
     return weights
 
 
-def refuse(folder: Path, resume: bool, option: str = "--run") -> None:
+def refuse(folder: str | Path, resume: bool, option: str = "--run") -> None:
     """Say before any model loads that a folder has a run already."""
     from promptforge.tuning import processes
 
-    if processes.is_first() and not resume and (folder / "config.json").exists():
+    if processes.is_first() and not resume and exists(folder, "config.json"):
         raise UserError(
             f"A run was begun in {folder}. Go on with it with --resume, or name another folder with {option}."
         )
 
 
-def show(run: Run) -> None:
+def show(run: Run, folder: str | Path) -> None:
     """The table at the end: accuracy with its interval, per part and per label."""
     from rich.table import Table
 
@@ -341,8 +342,8 @@ def show(run: Run) -> None:
     steps = sum(t.steps for t in run.trained.values())
     out.print(
         f"{len(run.trained)} training(s), {steps} steps, {run.seconds:.0f} s; {run.parameters:,} trained "
-        f"parameters, an artifact of {size_text(run.size)}. Kept in [bold]{plain(run.folder)}[/]; "
-        f"next: promptforge predict {plain(run.folder)} --data FILE"
+        f"parameters, an artifact of {size_text(run.size)}. Kept in [bold]{plain(folder)}[/]; "
+        f"next: promptforge predict {plain(folder)} --data FILE"
     )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptforge.cli.common import console, percent, plain, print_json
 from promptforge.errors import UserError, did_you_mean, listed
+from promptforge.remote import place
 
 if TYPE_CHECKING:
     from promptforge.progress import Reporter
@@ -58,7 +58,7 @@ def train_tasks(
     options, reader = options_of(params, roles, source)
     settings = settings_of(params, Setup(tasks[0], report, params, options, reader))
     method = build("method", params["method"], **options["method"])
-    folder = Path(run_ or f"runs/together-{params['method']}-{params['seed']}")
+    folder = place(run_ or f"runs/together-{params['method']}-{params['seed']}")
     refuse(folder, resume)
     data = []
     for task in tasks:

@@ -25,6 +25,7 @@ from promptforge.generation.generator import Generator
 from promptforge.generation.metrics import TextEvaluation, need_metrics
 from promptforge.plugins import build
 from promptforge.progress import Reporter
+from promptforge.remote import publishing
 from promptforge.task import Task
 from promptforge.tuning import processes
 from promptforge.tuning.loop import Target, Trained, Training
@@ -115,6 +116,7 @@ class GeneratorRun:
         }
 
 
+@publishing("run")
 def train_generator(
     task: Task,
     train: Sequence[Row],

@@ -81,7 +81,7 @@ class Ray(Backend):
         "", description="A running cluster: auto or HOST:PORT. Empty: $RAY_ADDRESS, else one of this machine for this run."
     )  # fmt: skip
     gpus: float = Field(0.0, ge=0, description="GPUs of a job; 0.5: two jobs have one together.")
-    retries: int = Field(3, ge=0, description="How often a job begins again after its machine was lost.")  # fmt: skip
+    retries: int = Field(3, ge=0, description="How often a worker begins again after its machine was lost.")  # fmt: skip
 
     def started(self, jobs: int, stack: ExitStack) -> int:
         """Errors and arguments as for every backend."""
@@ -98,7 +98,8 @@ class Ray(Backend):
         there = int(ray.cluster_resources().get("CPU", 0))
         jobs = _fitting(jobs, there, "Ray")
         arguments = {
-            "max_restarts": -1, "max_task_retries": self.retries, "scheduling_strategy": "SPREAD",
+            # Calls to a lost actor fail, many a second, until Ray has seen that it is lost: restarts count.
+            "max_restarts": self.retries, "max_task_retries": -1, "scheduling_strategy": "SPREAD",
             **({"num_gpus": self.gpus} if self.gpus else {}),
         }  # fmt: skip
         stack.enter_context(parallel_config(backend="ray", ray_remote_args=arguments))

@@ -19,6 +19,7 @@ from promptforge.errors import UserError
 from promptforge.evaluation import paired
 from promptforge.plugins import build, component
 from promptforge.progress import Reporter
+from promptforge.remote import publish, publishing
 from promptforge.task import Task
 from promptforge.tuning import jobs as job_queue
 from promptforge.tuning.backends import Backend, started
@@ -156,6 +157,7 @@ class Comparison:
         }
 
 
+@publishing("folder")
 def compare(
     task: Task,
     rows: Sequence[Example],
@@ -180,7 +182,7 @@ def compare(
         rows: labelled rows; with `shots`, drawn from with each seed.
         contenders: see `Contender.parse`.
         label_cost: contender -> numbers of shots to try it with as well (a baseline's curve).
-        folder: keeps a run per cell; cells that are there are read, never trained again.
+        folder: a folder or URL; keeps a run per cell; cells that are there are read, never trained again.
         jobs, backend: cells trained at the same time, and where; as for `train`. The members of the
             only cell that is left are trained so, too.
         options: further arguments of `train` (settings, class_weight).
@@ -275,6 +277,8 @@ def _train_cell(
         samples=job.contender.samples, run=home, resume=home is not None and home.exists(),
         **job.contender.build(), **common,
     )  # fmt: skip
+    if home:
+        publish(home)
     return run.to_json()
 
 

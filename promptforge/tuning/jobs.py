@@ -22,6 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from promptforge import remote
 from promptforge.errors import PromptForgeError, UserError
 from promptforge.folders import whole
 
@@ -52,6 +53,7 @@ class _Sent:
     Attributes:
         model: its source, as JSON, and the checksum of its weights.
         folder: where things are made; None: nothing is made.
+        url: where it is published; "": nowhere.
         mark: the text of a file in it, by which a worker knows that it is the same folder.
         made: name of a job -> the folder in it that the job makes.
     """
@@ -60,6 +62,7 @@ class _Sent:
     model: str
     checksum: str
     folder: Path | None
+    url: str
     mark: str
     made: str
 
@@ -96,7 +99,8 @@ def run(
 
     out: dict[str, Any] = {}
     with _marked(folder) as mark:
-        told = _Sent(work, _source(backbone), backbone.checksum, folder, mark, made)
+        url = remote.url_of(folder) if folder else ""
+        told = _Sent(work, _source(backbone), backbone.checksum, folder, url, mark, made)
         # As bytes: Dask spreads other objects over workers, and what a lost one had is gone.
         sent = cloudpickle.dumps(told)
         tasks = (delayed(_do)(sent, name, cloudpickle.dumps(item)) for name, item in items.items())
@@ -139,6 +143,7 @@ def _do(sent: bytes, name: str, item: bytes) -> tuple[str, Any, bytes]:
                 result = told.work(backbone, told.folder, name, pickle.loads(item))
                 return name, result, b""
             with TemporaryDirectory() as home:
+                remote.appoint(Path(home), told.url)
                 result = told.work(backbone, Path(home), name, pickle.loads(item))
                 return name, result, pack(Path(home) / told.made.format(name))
         except PromptForgeError as error:

@@ -25,6 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from promptforge import remote
 from promptforge._version import __version__
 from promptforge.errors import PromptForgeError, UserError, listed
 from promptforge.folders import write_text
@@ -60,7 +61,11 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; name a folder for the run.")
         saved = self.read(CONFIG)
-        if saved is None and path.is_dir() and any(p.name != ".lock" for p in path.iterdir()):
+        if (
+            saved is None
+            and path.is_dir()
+            and any(not p.name.startswith(".") for p in path.iterdir())
+        ):
             raise UserError(f"{path} holds something else than a run. Name another folder.")
         if saved is not None:
             if not resume:
@@ -138,8 +143,13 @@ class RunFolder:
 
 
 def find_artifact(path: str | Path) -> Path | None:
-    """The artifact in a folder: its own, or that of a run; None where there is none."""
-    places = (Path(path), Path(path) / ARTIFACT)
+    """The artifact in a folder or at a URL: its own, or that of a run; None where there is none."""
+    if remote.is_url(path):
+        urls = (str(path), f"{path}/{ARTIFACT}")
+        found = next((url for url in urls if remote.exists(url, ARTIFACT_FILE)), None)
+        return remote.fetched(found) if found else None
+    path = Path(remote.place(path))
+    places = (path, path / ARTIFACT)
     return next((p for p in places if (p / ARTIFACT_FILE).is_file()), None)
 
 

@@ -23,6 +23,7 @@ from promptforge.model import PromptModel
 from promptforge.multilabel import MultiLabelModel
 from promptforge.plugins import build
 from promptforge.progress import Reporter
+from promptforge.remote import publishing
 from promptforge.tuning import processes
 from promptforge.tuning.method import TuningMethod
 from promptforge.tuning.mixed import (
@@ -81,6 +82,7 @@ class TogetherRun:
         return {"seconds": self.seconds, "results": {}, "tasks": measured, "trained": trained}
 
 
+@publishing("run")
 def train_together(
     data: Sequence[TaskExamples],
     *,

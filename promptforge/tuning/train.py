@@ -27,6 +27,7 @@ from promptforge.exits.train import (
 from promptforge.multilabel import MultiLabel, MultiLabelModel
 from promptforge.plugins import build
 from promptforge.progress import Reporter
+from promptforge.remote import publishing
 from promptforge.selection import DemonstrationSelector, fit_selector
 from promptforge.task import Task
 from promptforge.tuning import processes
@@ -95,6 +96,7 @@ class Run:
         }
 
 
+@publishing("run")
 def train(
     task: Task,
     train: Sequence[Example] = (),
@@ -151,7 +153,7 @@ def train(
             method on the same model (its classification head and verbalizer start anew).
         exits: "joint" trains a classifier at every layer along with the model, "two-stage" afterwards
             on its frozen layers; the classifier is then an `ExitModel`.
-        run: folder to keep everything in; None: in memory only.
+        run: folder or URL (`s3://BUCKET/FOLDER`) to keep everything in; None: in memory only.
         resume: go on with the run in that folder.
         config: what `config.json` should say; made from the arguments by default.
         compare_untrained: measure the prompts before tuning too.

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from promptforge import artifact
+from promptforge import artifact, remote
 from promptforge.backbone.base import Backbone
 from promptforge.classifier import Classifier, Probabilities
 from promptforge.data import Example, Row
@@ -209,6 +209,7 @@ class Tuner:
         if processes.is_first():
             artifact.save(made, home, {"identity": identity, "trained": vars(trained)})
             _remove(home.with_name(f"{member.name}.parts"))
+            remote.publish(home)
         processes.wait(self.backbone.device)
         plain = made.plain if isinstance(made, ExitModel) else made
         assert isinstance(plain, PromptModel | HeadModel)
