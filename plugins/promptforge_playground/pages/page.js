@@ -4,6 +4,7 @@
 // model says. The newest wins: what is under way for an older one is broken off, here and there.
 const PAUSE = 10; // ms without another key before anything is asked
 const IDLE = 350; // ms before the other rows are read
+const GRACE = 250; // ms before a mistake is shown: while one types, most templates are half written
 const page = crypto.randomUUID();
 const $ = (id) => document.getElementById(id);
 const template = $("template");
@@ -56,6 +57,10 @@ function gone(error) {
 async function look(mine, signal, since) {
   const rendered = await ask("render", {}, signal);
   if (mine !== edits || rendered.stale) return;
+  if (rendered.error && $("error").hidden) {
+    await new Promise((resolve) => setTimeout(resolve, GRACE));
+    if (mine !== edits) return;
+  }
   complain(rendered.error);
   $("see").classList.toggle("old", Boolean(rendered.error));
   if (rendered.error) return answered(mine, since);
@@ -207,9 +212,9 @@ function keep(i, read) {
   one.line.classList.remove("old");
   one.right = state.scale || truth === null || one.decided === null ? null : one.decided === truth;
   value.className = `value ${one.right === null ? "" : one.right ? "yes" : "no"}`;
-  const mark = one.right === null ? "" : one.right ? " ✓" : " ✗";
+  const mark = one.right === null ? "" : one.right ? "\u00a0✓" : "\u00a0✗";
   value.textContent = read.error && !read.words ? "error"
-    : one.decided !== null ? (state.scale ? one.decided.toFixed(2) : `${one.decided} ${Math.round(100 * one.probability)} %${mark}`)
+    : one.decided !== null ? (state.scale ? one.decided.toFixed(2) : `${one.decided} ${Math.round(100 * one.probability)}\u00a0%${mark}`)
     : one.word ? one.word.word.trim() : "";
   value.title = read.error ? read.error.message || read.error : truth === null ? "" : `true: ${truth}`;
   const judged = rows.filter((r) => !r.old && r.right !== null);
