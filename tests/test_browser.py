@@ -284,7 +284,7 @@ def test_all_rows_are_read_after_the_one_in_view(bench: Bench) -> None:
     with bench.page() as page:
         sync.expect(page.locator("#right")).to_have_text(re.compile(r"^[012] of 2 right$"))
         told = texts(page, "#rows .value")
-        assert all(re.match(r"(negative|positive) \d+ %", value) for value in told)
+        assert all(re.match(r"(negative|positive) \d+\s%", value) for value in told)
         assert [value[-1] in "✓✗" for value in told] == [True, True, False]
         page.locator("#rows tr:nth-child(3) button").click()
         settled(page)
