@@ -382,7 +382,5 @@ class PromptModel(Classifier):
                 Filled(self.backbone.tokenizer.decode([t]), t, p)
                 for t, p in zip(tokens, probs, strict=True)
             ]
-            for tokens, probs in zip(
-                best.indices.tolist(), best.values.exp().tolist(), strict=True
-            )
+            for tokens, probs in zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
         ]

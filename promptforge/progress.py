@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ class TerminalReporter(Reporter):
     def meter(self, label: str, total: int | None, unit: str = "rows") -> Iterator[Meter]:
         if self.quiet:
             yield _Silent()
-        elif sys.stderr.isatty():
+        elif sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
             with _bar(label, total, unit) as meter:
                 yield meter
         else:

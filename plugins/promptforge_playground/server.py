@@ -260,16 +260,16 @@ def located(error: Exception, message: str | None = None) -> dict[str, Any]:
 def page(nonce: str) -> str:
     """The page in one piece: its style, its script and its icon are in it."""
     folder = files("promptforge_playground") / "pages"
-    html, style, script, icon = (
+    html, style, icon, *scripts = (
         (folder / name).read_text(encoding="utf-8")
-        for name in ("page.html", "page.css", "page.js", "icon.svg")
+        for name in ("page.html", "page.css", "icon.svg", "painting.js", "page.js")
     )
     data = base64.b64encode(icon.encode()).decode()
     for mark, text in {
         "%NONCE%": nonce,
         "%ICON%": f"data:image/svg+xml;base64,{data}",
         "/*STYLE*/": style,
-        "/*SCRIPT*/": script,
+        "/*SCRIPT*/": "\n".join(scripts),
     }.items():
         html = html.replace(mark, text)
     return html

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import rich_click as click
 from promptforge.progress import TerminalReporter
 
 F = TypeVar("F", bound=Callable[..., Any])
+#: Columns of what is no terminal.
+ENDLESS = 10_000
 #: Labels that get a column each in a table; of more, a line says what is worth knowing.
 MOST_COLUMNS = 8
 #: A list of numbers as `json` indents it, one a line.
@@ -52,10 +55,15 @@ def print_json(value: Any) -> None:
 
 
 def console() -> Any:
-    """A rich console on standard output; `NO_COLOR` and pipes are respected by rich."""
-    from rich.console import Console
+    """A rich console on standard output that loses nothing, however narrow it is.
 
-    return Console(highlight=False)
+    `NO_COLOR` and `TERM=dumb` are respected by rich. What goes into a pipe or a file is not cut to a
+    width that nobody asked for (`COLUMNS` asks).
+    """
+    from promptforge.cli.consoles import Whole
+
+    free = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Whole(highlight=False, width=ENDLESS if free else None)
 
 
 def size_text(size: int) -> str:
