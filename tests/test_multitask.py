@@ -25,9 +25,10 @@ from promptforge import (
     Template,
     UserError,
     artifact,
+    hookimpl,
 )  # fmt: skip
 from promptforge.backbone import load_model
-from promptforge.plugins import build
+from promptforge.plugins import build, manager
 from promptforge.tuning.objectives import PromptObjective
 
 Command = Callable[..., Any]
@@ -357,6 +358,25 @@ def test_the_command(command: Command, tiny_model: Folder, tmp_path: Path) -> No
     assert (
         "Every task is held out" in command("train-multitask", one, "--hold-out", "sentiment").err
     )
+
+
+def test_a_plugin_may_change_the_options(
+    command: Command, tiny_model: Folder, tmp_path: Path
+) -> None:
+    class Watcher:
+        @hookimpl
+        def promptforge_configure(self, settings: dict[str, Any]) -> None:
+            settings["steps"] = 1
+
+    film, length = two_tasks()
+    folders = [write(tmp_path / t.task.name, t, list(t.train)) for t in (film, length)]
+    manager().register(Watcher(), "watcher")
+    try:
+        base = ("train-multitask", *folders, "--steps", "9", "--batch-size", "2")
+        drawn = command(*base, "--model", tiny_model("bert"), "--json").json["drawn"]
+    finally:
+        manager().unregister("watcher")
+    assert sum(drawn.values()) == 2
 
 
 def test_tables_of_tasks_without_data(command: Command, tiny_model: Folder, tmp_path: Path) -> None:

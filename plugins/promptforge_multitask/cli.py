@@ -63,13 +63,14 @@ def train_multitask(
     any task. The result is a model for any task: promptforge predict TASK --model FOLDER.
     """
     from promptforge.errors import UserError
-    from promptforge.plugins import build
+    from promptforge.plugins import build, manager
     from promptforge.tuning import processes
     from promptforge_multitask.holdout import check_kinds
     from promptforge_multitask.mixture import TaskExamples
     from promptforge_multitask.model import MultiTaskPromptModel
     from promptforge_multitask.run import train_multitask as run
 
+    manager().pm.hook.promptforge_configure(settings=params)
     report = launched(params)
     loaded = with_tables(tasks, params)
     hold_out = params["hold_out"]
