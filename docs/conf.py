@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from pygments.lexers.shell import BashLexer
 from sphinx.application import Sphinx
 
@@ -20,7 +22,7 @@ version = release = promptforge.__version__
 copyright = "the PromptForge authors, Apache-2.0"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["deflist", "colon_fence"]
+myst_enable_extensions = ["deflist", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 #: In docstrings `name` is code.
 default_role = "code"
@@ -33,6 +35,7 @@ napoleon_preprocess_types = False
 
 smartquotes = False  # -- begins an option
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "PromptForge"
 html_static_path = ["_static"]
@@ -40,7 +43,6 @@ html_css_files = ["site.css"]
 html_copy_source = html_show_sourcelink = False
 html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": True}
-#: Of the examples, some of which need a key or answer only to browsers.
 linkcheck_anchors = False
 
 
@@ -79,7 +81,15 @@ def skipped(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: An
     return True if re.fullmatch(r"set_\w+_request|model_\w+", name) else None
 
 
+def mathml(translator: Any, node: Any) -> None:
+    """A formula as MathML, which browsers draw by themselves: no page loads a script from elsewhere."""
+    formula = tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block))
+    translator.body.append(formula)
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
+    app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
     app.add_lexer("console", BashLexer)  # commands without a prompt before them
     reference_pages.write(Path(app.srcdir) / "reference")
     app.connect("source-read", named_files)
