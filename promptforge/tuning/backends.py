@@ -71,7 +71,8 @@ class Loky(Backend):
 class Ray(Backend):
     """Actors of a Ray cluster, by `ray.util.joblib`. A job whose machine is lost begins again elsewhere.
 
-    Actors ask for no CPU of their own, so that those of a lost machine find room on the others.
+    An actor asks for half a CPU, so that those of lost machines find room on the others while half of the
+    CPUs are left. (One that asks for none is placed at random, however full a machine is.)
     """
 
     name: ClassVar[str] = "ray"
@@ -99,7 +100,7 @@ class Ray(Backend):
         jobs = _fitting(jobs, there, "Ray")
         arguments = {
             # Calls to a lost actor fail, many a second, until Ray has seen that it is lost: restarts count.
-            "max_restarts": self.retries, "max_task_retries": -1, "scheduling_strategy": "SPREAD",
+            "num_cpus": 0.5, "max_restarts": self.retries, "max_task_retries": -1, "scheduling_strategy": "SPREAD",
             **({"num_gpus": self.gpus} if self.gpus else {}),
         }  # fmt: skip
         stack.enter_context(parallel_config(backend="ray", ray_remote_args=arguments))
