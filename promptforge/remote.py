@@ -245,8 +245,9 @@ def _outermost(name: str) -> tuple[bool, int, str]:
 
 
 def _own(kind: str, url: str) -> Path:
-    """The folder of the cache for a URL."""
-    return cache_dir() / "remote" / kind / hashlib.sha256(url.encode()).hexdigest()[:24]
+    """The folder of the cache for a URL; it has the name that it has there, which reports show."""
+    digest = hashlib.sha256(url.encode()).hexdigest()[:24]
+    return cache_dir() / "remote" / kind / digest / PurePosixPath(url).name
 
 
 @contextmanager
