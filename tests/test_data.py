@@ -48,8 +48,8 @@ class Warned(Reporter):
         ("a.tsv", "text\tlabel\nfine\t1\n"),
         ("a.jsonl", '{"text": "fine", "label": "1"}\n\n'),
         ("bom.ndjson", '\ufeff{"text": "fine", "label": "1"}\r\n'),
-        ("a.csv.gz", gzip.compress(b"text,label\nfine,1\n")),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "fine", "label": "1"}')),
+        ("a.csv.gz", gzip.compress(b"text,label\nfine,1\n", mtime=0)),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "fine", "label": "1"}', mtime=0)),
     ],
 )
 def test_reads(tmp_path: Path, name: str, content: str | bytes) -> None:
@@ -154,7 +154,7 @@ def test_class_numbers_of_the_datasets_library_become_names(tmp_path: Path) -> N
         ("a.csv", "text,label\na\0b,1\n", "line 2: a NUL byte"),
         ("a.csv", 'text,label\na,1\n"b,1\n', "row 2 (it begins on line 3): a quote is opened"),
         ("a.csv", 'text,label\n"a,1\nb,"c",1\n', "row 1 (it begins on line 2): text after"),
-        ("a.csv.gz", gzip.compress(b"text,label\na,1\n" * 99)[:-12], "damaged or cut off"),
+        ("a.csv.gz", gzip.compress(b"text,label\na,1\n" * 99, mtime=0)[:-12], "damaged or cut off"),
         ("a.jsonl", "", "is empty"),
         ("a.jsonl", "\n", "blank lines"),
         ("a.jsonl", '{"a": 1}\n{"a": }\n', "line 2, column 7: not JSON"),
