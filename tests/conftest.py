@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# A slow machine is no failure.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 # Tiny models gain nothing from threads, which wait for each other where the cores are busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
