@@ -18,7 +18,6 @@ from typing import Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from promptforge.errors import PromptForgeError, UserError
-from promptforge.models import cache_dir
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -246,6 +245,8 @@ def _outermost(name: str) -> tuple[bool, int, str]:
 
 def _own(kind: str, url: str) -> Path:
     """The folder of the cache for a URL; it has the name that it has there, which reports show."""
+    from promptforge.models import cache_dir  # here, so that `--help` does not wait for it
+
     digest = hashlib.sha256(url.encode()).hexdigest()[:24]
     return cache_dir() / "remote" / kind / digest / PurePosixPath(url).name
 

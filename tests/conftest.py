@@ -119,6 +119,7 @@ def command(
     from promptforge.cli import run
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")  # tables are not wrapped, whatever their figures
 
     def execute(*args: object) -> Ran:
         capsys.readouterr()

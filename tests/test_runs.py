@@ -52,9 +52,7 @@ def test_numbers_and_mixtures_have_figures(
     tiny_model: Folder,
     tmp_path: Path,
     reviews: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
     stars = stars_folder(tmp_path / "stars", "low = 1\nhigh = 5")
     model = ("--model", tiny_model("bert"))
     assert command("train", stars, *model, "--steps", 1, "--run", "runs/a-stars").code == 0
