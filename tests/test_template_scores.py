@@ -24,6 +24,7 @@ def few_tokens(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[int]]:
     """Restricts what an architecture may write to four tokens."""
 
     def restrict(architecture: str) -> list[int]:
+        tiny.backbone(architecture).apply(None)  # tests that tune leave their weights in it
         tokenizer = tiny.tokenizer(architecture)
         ids: list[int] = tokenizer.convert_tokens_to_ids(PIECES[MARKS[architecture]])
         assert len(set(ids)) == 4 and tokenizer.unk_token_id not in ids
