@@ -59,13 +59,12 @@ class PluginManager:
         self._discover(disabled)
 
     def _discover(self, disabled: frozenset[str]) -> None:
+        points = list(metadata.entry_points(group=GROUP))
+        # One reading of each package's metadata, which has its whole README in it.
+        packages = {dist: dist.metadata for dist in {point.dist for point in points} if dist}
         found = [
-            (
-                point,
-                point.dist.name if point.dist else "?",
-                point.dist.version if point.dist else "?",
-            )
-            for point in metadata.entry_points(group=GROUP)
+            (p, *((packages[p.dist]["Name"], packages[p.dist]["Version"]) if p.dist else "??"))
+            for p in points
         ]
         owners: dict[str, str] = {}
         for point, dist, version in sorted(found, key=lambda f: (f[1] != BUILT_IN, f[0].name)):
