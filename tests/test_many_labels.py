@@ -38,8 +38,13 @@ def tables(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("strategy", ["prompt", "finetune"])
 def test_train_evaluate_and_predict(
-    strategy: str, command: Command, tables: Path, tiny_model: Folder
+    strategy: str,
+    command: Command,
+    tables: Path,
+    tiny_model: Folder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     data = ("--data", tables / "train.csv", "--test", tables / "test.csv", "--template", SOURCE)
     options = ("--strategy", strategy, "--model", tiny_model("bert"), "--steps", 3)
     ran = command("train", *data, *options, "--run", "run")
