@@ -94,7 +94,8 @@ def _prompt(
         )
     if family is None:
         raise UserError(
-            f"{path}: peft has prompts and prefixes for causal and encoder-decoder models."
+            f"{path}: peft has prompts and prefixes for causal and encoder-decoder models, not for masked ones. "
+            "promptforge predict and promptforge.artifact.load read it as it is."
         )
     if soft:
         if set(soft) != {OPENING}:
