@@ -171,8 +171,11 @@ class Dask(Backend):
         except ValueError:
             stack.enter_context(_threads(jobs))
         # Dask has workers give freed memory back at once, which costs a training a third of its time.
-        trim = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
-        stack.enter_context(dask.config.set({trim: None}))
+        # Its profiler looks at every thread a hundred times a second, for a dashboard that is not there.
+        stack.enter_context(dask.config.set({
+            "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
+            "distributed.worker.profile.enabled": False,
+        }))  # fmt: skip
         cluster = stack.enter_context(
             distributed.LocalCluster(
                 n_workers=jobs if jobs > 0 else os.cpu_count(), threads_per_worker=1, memory_limit=0,
