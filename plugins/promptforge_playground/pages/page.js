@@ -2,7 +2,6 @@
 
 // A keystroke is answered in two steps: the parts and tokens, which take no model, then what the
 // model says. The newest wins: what is under way for an older one is broken off, here and there.
-const PAUSE = 10; // ms without another key before anything is asked
 const IDLE = 350; // ms before the other rows are read
 const GRACE = 250; // ms before a mistake is shown: while one types, most templates are half written
 const page = crypto.randomUUID();
@@ -45,7 +44,7 @@ function changed(since = performance.now()) {
   $("see").setAttribute("aria-busy", "true");
   for (const [i, one] of rows.entries()) { one.old = true; if (one.line) one.line.classList.toggle("old", true); }
   const mine = edits;
-  timer = setTimeout(() => look(mine, under.signal, since).catch(gone), PAUSE);
+  timer = setTimeout(() => look(mine, under.signal, since).catch(gone)); // after what else the key changes on the page
 }
 
 function gone(error) {
@@ -64,8 +63,9 @@ async function look(mine, signal, since) {
   complain(rendered.error);
   $("see").classList.toggle("old", Boolean(rendered.error));
   if (rendered.error) return answered(mine, since);
+  const reading = ask("read", {}, signal); // the model works while the prompt is painted
   paintPrompt(rendered);
-  const read = await ask("read", {}, signal);
+  const read = await reading;
   if (mine !== edits || read.stale) return;
   complain(read.error && read.error.message ? read.error : null);
   if (!read.words) return answered(mine, since);
