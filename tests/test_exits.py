@@ -12,6 +12,7 @@ import tiny
 import torch
 
 from promptforge import Settings, Task, Template, UserError, artifact, train
+from promptforge.backbone.patterned import place
 from promptforge.exits.exits import end_of
 from promptforge.exits.model import ExitModel, set_policy
 from promptforge.model import PromptModel
@@ -226,6 +227,28 @@ def test_what_is_put_into_the_model_stays_with_its_rows(architecture: str, metho
         tuner.task, tuner.train, backbone=backbone, method=method, settings=fast
     ).classifier
     model = make(backbone, weights=tuned.weights)  # type: ignore[attr-defined]
+    set_policy(model, "confidence", {"threshold": middle(model, "confidence")})
+    expected, layers = by_hand(model, "confidence", model.policy.threshold)  # type: ignore[union-attr]
+    found = model.predict_proba(ROWS)
+    assert model.exit_layers.tolist() == layers and len(set(layers)) > 1
+    assert np.abs(found - np.array(expected)).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "pattern, options",
+    [("longformer", {"window": 8}), ("bigbird", {"window": 4, "block": 2, "random_blocks": 1}), ("linear", {})],
+)  # fmt: skip
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_a_pattern_sees_the_rows_that_are_left(
+    architecture: str, pattern: str, options: dict[str, Any]
+) -> None:
+    """What is global, and what is padding, is cut out with the rows that leave."""
+    backbone = deep(architecture, 4)
+    place(backbone, build("attention", pattern, **options))
+    model = make(backbone)
+    expected = model.plain.predict_proba(ROWS)
+    set_policy(model, "confidence", {"threshold": 1})
+    assert np.abs(model.predict_proba(ROWS) - expected).max() < 1e-6
     set_policy(model, "confidence", {"threshold": middle(model, "confidence")})
     expected, layers = by_hand(model, "confidence", model.policy.threshold)  # type: ignore[union-attr]
     found = model.predict_proba(ROWS)

@@ -16,21 +16,25 @@ import pytest
 import tiny
 import torch
 from conftest import Ran
+from labelling import some
+from labelling import task as label_sets
 
 from promptforge import (
     Example,
     LabelWords,
+    MultiLabelModel,
     PromptClassifier,
     Scale,
     Settings,
     Task,
     Template,
     UserError,
+    artifact,
     exit_curve,
     train,
 )
 from promptforge.exits.curve import played
-from promptforge.exits.model import ExitModel, set_policy
+from promptforge.exits.model import ExitModel, layers_used, set_policy
 from promptforge.exits.train import TwoStage
 from promptforge.plugins import build
 from promptforge.tuning.objectives import Head, HeadObjective, PromptObjective, Texts
@@ -212,6 +216,33 @@ def test_numbers_leave_when_layers_agree(exits: str, strategy: str) -> None:
     assert np.abs(np.array(made.predict(rows)) - numbers[0]).max() < 1e-4
     curve = exit_curve(made, examples, timed_rows=4, repeats=1, batch_sizes=[2])
     assert {p.policy for p in curve.points} == {"layer", "patience"}
+
+
+@pytest.mark.parametrize("exits", ["joint", "two-stage"])
+@pytest.mark.parametrize("strategy", ["prompt", "finetune"])
+def test_questions_about_labels_leave_alone(exits: str, strategy: str, tmp_path: Path) -> None:
+    """Each question about a row leaves at a layer of its own; the row's is their mean."""
+    rows, backbone = some(8), plain.fresh("bert")
+    backbone.model.float()
+    made: Any = train(
+        label_sets(), rows, backbone=backbone, strategy=strategy, settings=FAST, exits=exits,
+        dev=rows, run=tmp_path / "run",
+    ).classifier  # fmt: skip
+    assert isinstance(made, MultiLabelModel)
+    asked = made.multi_label.asked([e.row for e in rows])
+    alone: Any = made.binary
+    every = alone.every_layer(alone.encoded(asked)[0])
+    top = np.sort(every[0].max(-1))
+    set_policy(made, "confidence", {"threshold": float(top[11] + top[12]) / 2})
+    left = every[0].max(-1) > alone.policy.threshold
+    expected = np.where(left[:, None], every[0], every[1])[:, 1].reshape(8, 3)
+    again: Any = artifact.load(tmp_path / "run", backbone=backbone)
+    set_policy(again, "confidence", {"threshold": alone.policy.threshold})
+    for model in (made, again):
+        assert np.abs(model.predict_proba([e.row for e in rows]) - expected).max() < 1e-5
+        assert np.allclose(layers_used(model, 8), np.where(left, 1, 2).reshape(8, 3).mean(1))
+    curve = exit_curve(made, rows, timed_rows=4, repeats=1, batch_sizes=[2])
+    assert {p.policy for p in curve.points} == {"layer", "confidence", "entropy", "patience"}
 
 
 def test_groups_and_steps_on_the_way_are_refused() -> None:
