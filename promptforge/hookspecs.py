@@ -177,7 +177,7 @@ def promptforge_task_folders() -> Sequence[Path]:  # type: ignore[empty-body]
 
 @hookspec
 def promptforge_commands() -> Sequence[click.Command]:  # type: ignore[empty-body]
-    """Commands that join `promptforge --help`."""
+    """Commands that join `promptforge --help`; a `promptforge.cli.later.LaterCommand` keeps it fast."""
 
 
 # --- events: what a plugin watches or changes ----------------------------------------------

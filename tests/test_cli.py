@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rich_click as click
 
-from promptforge import plugins
+from promptforge import PromptForgeError, plugins
 from promptforge.cli import cli
+from promptforge.cli.later import LaterCommand
 
 Command = Callable[..., Any]
 Folder = Callable[[str], Path]
@@ -59,12 +61,21 @@ assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 
 
 def test_help_says_of_each_command_what_the_command_says() -> None:
-    from promptforge.cli import BUILT_IN, cli
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        cli._listing = True
+        listed = cli.get_command(context, name)
+        cli._listing = False
+        made = cli.get_command(context, name)
+        assert made is not None and listed is not None and made.name == listed.name == name
+        assert isinstance(listed, LaterCommand) and not isinstance(made, LaterCommand)
+        assert " ".join((made.help or "").split("\n\n")[0].split()) == listed.help
 
-    for name, says in BUILT_IN.items():
-        made = cli.get_command(None, name)  # type: ignore[arg-type]
-        assert made is not None and made.name == name
-        assert " ".join((made.help or "").split("\n\n")[0].split()) == says
+
+def test_a_command_that_is_not_where_it_should_be() -> None:
+    for target in ("promptforge_gone.cli:x", "promptforge.cli:gone", "promptforge.cli:BUILT_IN"):
+        with pytest.raises(PromptForgeError, match=target):
+            LaterCommand("x", target, "Says.").load()
 
 
 def test_as_a_module_and_in_a_shell() -> None:

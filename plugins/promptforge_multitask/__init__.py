@@ -16,6 +16,7 @@ from promptforge import hookimpl
 @hookimpl
 def promptforge_commands() -> Sequence[click.Command]:
     """`promptforge train-multitask`."""
-    from promptforge_multitask.cli import train_multitask
+    from promptforge.cli.later import LaterCommand
 
-    return [train_multitask]
+    says = "Train one model on many tasks, and measure it zero-shot on tasks it has never seen."
+    return [LaterCommand("train-multitask", "promptforge_multitask.cli:train_multitask", says)]

@@ -24,6 +24,7 @@ def promptforge_tuning_methods() -> Sequence[type[TuningMethod]]:
 @hookimpl
 def promptforge_commands() -> Sequence[click.Command]:
     """`promptforge export`."""
-    from promptforge_peft.cli import export
+    from promptforge.cli.later import LaterCommand
 
-    return [export]
+    says = "Write a tuned prompt, prefix or adapter as a folder that plain peft reads."
+    return [LaterCommand("export", "promptforge_peft.cli:export", says)]

@@ -22,9 +22,10 @@ __all__ = ["promptforge_commands", "serve"]
 @hookimpl
 def promptforge_commands() -> Sequence[click.Command]:
     """`promptforge playground`."""
-    from promptforge_playground.cli import playground
+    from promptforge.cli.later import LaterCommand
 
-    return [playground]
+    says = "Write a template in the browser and see live what the model makes of it."
+    return [LaterCommand("playground", "promptforge_playground.cli:playground", says)]
 
 
 def serve(

@@ -15,6 +15,7 @@ from promptforge import hookimpl
 @hookimpl
 def promptforge_commands() -> Sequence[click.Command]:
     """`promptforge report`."""
-    from promptforge_report.cli import report
+    from promptforge.cli.later import LaterCommand
 
-    return [report]
+    says = "Write a report about runs of `promptforge train`: one HTML file that needs no network."
+    return [LaterCommand("report", "promptforge_report.cli:report", says)]

@@ -6,13 +6,13 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import rich_click as click
 from click.exceptions import Exit
 
 from promptforge._version import __version__
+from promptforge.cli.later import LaterCommand
 from promptforge.errors import PromptForgeError, UserError
 
 #: name -> what `--help` says of it; the module of a command is imported when it is used
@@ -56,6 +56,12 @@ def _switch_off(context: click.Context, _: click.Parameter, values: tuple[str, .
         disable({value[3:] for value in values})
 
 
+def _built_in(name: str) -> click.Command | None:
+    attribute = name.replace("-", "_")
+    target = f"promptforge.cli.{_MODULES.get(name, attribute)}:{attribute}"
+    return LaterCommand(name, target, BUILT_IN[name]) if name in BUILT_IN else None
+
+
 class _Group(click.RichGroup):
     """The built-in commands and those of plugins. A built-in name cannot be taken."""
 
@@ -86,13 +92,9 @@ class _Group(click.RichGroup):
         return [*BUILT_IN, *sorted(self._from_plugins())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in BUILT_IN:
-            return self._from_plugins().get(cmd_name)
-        if self._listing:
-            return click.RichCommand(name=cmd_name, help=BUILT_IN[cmd_name])
-        attribute = cmd_name.replace("-", "_")
-        module = import_module(f"promptforge.cli.{_MODULES.get(cmd_name, attribute)}")
-        command: click.Command = getattr(module, attribute)
+        command = _built_in(cmd_name) or self._from_plugins().get(cmd_name)
+        if isinstance(command, LaterCommand) and not self._listing:
+            return command.load()
         return command
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
