@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import labelling
+import numpy as np
 import pytest
 import tiny
 from scipy import stats
+from sklearn.metrics import f1_score
 
-from promptforge import Comparison, Settings, Task, UserError, compare
+from promptforge import Comparison, Scale, Settings, Task, UserError, compare
 from promptforge.evaluation import paired
 from promptforge.tuning.compare import Cell, Contender
+from promptforge.tuning.run import RESULTS, RunFolder
 
 Command = Callable[..., Any]
 Folder = Callable[[str], Path]
@@ -69,7 +75,7 @@ def test_cells_are_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [(c.contender, c.seed) for c in first.cells] == [
         ("prompt", 1), ("prompt", 2), ("finetune", 1), ("finetune", 2)
     ]  # fmt: skip
-    assert all(0 <= c.accuracy <= 1 for c in first.cells)
+    assert all(0 <= c.score <= 1 for c in first.cells)
     monkeypatch.setattr("promptforge.tuning.compare.train", None)  # a call would fail
     again = compare(task, task.examples("train"), ["prompt", "finetune"], **options)
     assert again.to_json() == first.to_json()
@@ -90,3 +96,46 @@ def test_command(command: Command, tiny_model: Folder, reviews: Path, tmp_path: 
     assert "zero-shot" in shown and "majority" in shown
     wrong = command(*base, "--strategy", "prompt", "--seeds", "a")
     assert wrong.code == 2 and "whole numbers" in wrong.err
+
+
+def test_numbers_and_label_sets_are_compared_by_their_own_figures(tmp_path: Path) -> None:
+    backbone = tiny.backbone("bert")
+    options: dict[str, Any] = {
+        "backbone": backbone, "shots": 2, "seeds": (1, 2), "settings": Settings(steps=2),
+    }  # fmt: skip
+    rows = labelling.some(32)
+    found = compare(labelling.task(), rows, ["prompt"], test=rows, folder=tmp_path, **options)
+    (line,) = found.summary()
+    truth = labelling.KIND.indicator(rows)
+    always = max(
+        f1_score(truth, np.isin(np.arange(3), some) | (truth < 0), average="micro")
+        for n in (1, 2, 3)
+        for some in combinations(range(3), n)
+    )
+    assert found.majority == pytest.approx(always)
+    figures = [RunFolder(tmp_path / f"prompt-2-{seed}").read(RESULTS) for seed in (1, 2)]
+    tuned = [list(f["results"]["test"]["tuned"].values())[-1] for f in figures if f]
+    for name in ("micro_f1", "macro_f1"):
+        assert line[name] == pytest.approx(np.mean([t[name] for t in tuned]))
+    assert found.to_json()["cells"][0]["micro_f1"] == tuned[0]["micro_f1"]
+
+    plain = Task.load(tiny.EXAMPLES).choose(["it-was"])
+    words = {"negative": ["bad"], "positive": ["good"]}
+    task = replace(plain, scale=Scale(0, 4), labels=words)
+    numbers = [
+        replace(e, value=float(i % 5), label="positive" if i % 5 > 2 else "negative")
+        for i, e in enumerate(plain.examples("train"))
+    ]
+    found = compare(task, numbers, ["prompt"], test=numbers[:20], **options)
+    assert found.figures == ("pearson", "spearman") and found.majority == 0
+    assert all(-1 <= c.score <= 1 and c.zero_shot is not None for c in found.cells)
+
+
+def test_command_on_label_sets(command: Command, tiny_model: Folder, tmp_path: Path) -> None:
+    folder = labelling.films_folder(tmp_path)
+    base = ("compare", folder, "--model", tiny_model("bert"), "--seeds", "1", "--shots", "2", "--steps", "1",
+            "--strategy", "prompt", "--folder", tmp_path / "c")  # fmt: skip
+    shown = command(*base).out
+    assert "micro-F1" in shown and "most frequent labels" in shown
+    (line,) = command(*base, "--json").json["summary"]
+    assert 0 <= line["micro_f1"] <= 1 and "accuracy" not in line

@@ -175,7 +175,7 @@ def test_cells_of_a_comparison_are_jobs(tiny_model: Folder, tmp_path: Path) -> N
     one = compare(task, rows, ["prompt"], **options)
     with parallel_config(backend="threading"):
         two = compare(task, rows, ["prompt"], jobs=2, folder=tmp_path / "cells", **options)
-    assert [c.accuracy for c in two.cells] == [c.accuracy for c in one.cells]
+    assert [c.score for c in two.cells] == [c.score for c in one.cells]
     assert sorted(p.name for p in (tmp_path / "cells").iterdir()) == ["prompt-4-13", "prompt-4-21"]
 
 

@@ -276,14 +276,12 @@ def test_row_weights_and_class_weights_are_of_rows_and_answers() -> None:
 
 
 def test_what_wants_one_label_is_refused() -> None:
-    from promptforge import compare, search_verbalizer
+    from promptforge import search_verbalizer
     from promptforge.tuning.tuner import Tuner
 
     backbone, rows = tiny.backbone("bert"), some(8)
     with pytest.raises(UserError, match=r"A search for label words .* \[multi_label\]"):
         search_verbalizer(PromptModel(backbone, task()), rows)
-    with pytest.raises(UserError, match="A comparison"):
-        compare(task(), rows, ["prompt"], backbone=backbone, test=rows)
     with pytest.raises(UserError, match="MultiLabelModel"):
         asked = [replace(e, row={**e.row, "label": "price"}) for e in rows]
         PromptModel(backbone, task().binary).evaluate(asked)

@@ -195,15 +195,13 @@ def test_targets_are_numbers_places_in_every_objective() -> None:
 
 
 def test_what_counts_right_labels_is_refused() -> None:
-    from promptforge import compare, search_verbalizer
+    from promptforge import search_verbalizer
 
     scale = Scale(0, 4)
     rows = examples([1.0, 3.0], scale)
     backbone = tiny.backbone("bert")
     with pytest.raises(UserError, match="A search for label words counts right labels"):
         search_verbalizer(PromptModel(backbone, task(scale)), rows)
-    with pytest.raises(UserError, match="A comparison"):
-        compare(task(scale), rows, ["prompt"], backbone=backbone, test=rows)
     with pytest.raises(UserError, match="strategy 'pet'"):
         train(task(scale), rows, backbone=backbone, strategy="pet", unlabeled=[rows[0].row])
     long = replace(task(scale), labels={"poor": ["xylophonically"], "rich": ["good"]})

@@ -17,6 +17,12 @@ from promptforge.errors import UserError
 if TYPE_CHECKING:
     from promptforge.tuning.compare import Comparison
 
+#: figure -> its name in a table
+TITLES = {
+    "accuracy": "accuracy", "micro_f1": "micro-F1", "macro_f1": "macro-F1", "pearson": "Pearson's r",
+    "spearman": "Spearman's rho",
+}  # fmt: skip
+
 
 @click.command()
 @task_options
@@ -95,21 +101,32 @@ def show(found: Comparison, worth: dict[str, float | None] | None) -> None:
     """Print the comparison as a table."""
     from rich.table import Table
 
-    lines = found.summary()
-    best = max(line["accuracy"] for line in lines)
+    lines, (score, other) = found.summary(), found.figures
+    shown = "{:.3f}".format if score == "pearson" else percent
+    best = max(line[score] for line in lines)
     table = Table(show_edge=False)
-    for head in ("strategy", "rows a label", "accuracy", "deviation", "macro-F1", "p", "seconds"):
+    for head in (
+        "strategy",
+        "rows a label",
+        TITLES[score],
+        "deviation",
+        TITLES[other],
+        "p",
+        "seconds",
+    ):
         table.add_column(head, justify="left" if head == "strategy" else "right")
-    table.add_row("majority class", "", percent(found.majority), style="dim")
+    if score != "pearson":
+        guess = "majority class" if score == "accuracy" else "most frequent labels"
+        table.add_row(guess, "", shown(found.majority), style="dim")
     before = [c.zero_shot for c in found.cells if c.zero_shot is not None]
     if before:
-        table.add_row("zero-shot", "0", percent(before[0]), style="dim")
+        table.add_row("zero-shot", "0", shown(before[0]), style="dim")
     for line in lines:
         table.add_row(
-            plain(line["contender"]), str(line["shots"] or "all"), percent(line["accuracy"]),
-            percent(line["deviation"]), percent(line["macro_f1"]),
+            plain(line["contender"]), str(line["shots"] or "all"), shown(line[score]),
+            shown(line["deviation"]), shown(line[other]),
             "" if line["p"] is None else f"{line['p']:.3f}", f"{line['seconds']:.0f}",
-            style="bold green" if line["accuracy"] == best else None,
+            style="bold green" if line[score] == best else None,
         )  # fmt: skip
     out = console()
     out.print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,9 +15,9 @@ import numpy as np
 
 from promptforge.backbone.base import Backbone
 from promptforge.components import parse_options
-from promptforge.data import Example, Row, sample_shots
+from promptforge.data import Example, Row
 from promptforge.errors import UserError
-from promptforge.evaluation import paired
+from promptforge.evaluation import MultiLabelEvaluation, paired
 from promptforge.plugins import build, component
 from promptforge.progress import Reporter
 from promptforge.remote import publish, publishing
@@ -27,6 +28,12 @@ from promptforge.tuning.run import RESULTS, RunFolder
 from promptforge.tuning.train import train
 
 ROLES = ("strategy", "method", "verbalizer", "demonstrations")
+#: what is predicted -> the figure that counts, and one beside it, as evaluations name them
+FIGURES = {
+    "classes": ("accuracy", "macro_f1"),
+    "label sets": ("micro_f1", "macro_f1"),
+    "numbers": ("pearson", "spearman"),
+}
 
 
 @dataclass(frozen=True)
@@ -80,27 +87,36 @@ class Cell:
 
     Attributes:
         shots: rows of each label; 0: all of them.
-        accuracy: on the test rows, 0 to 1.
+        score, other: the two figures on the test rows that `Comparison.figures` names.
         seconds: wall time of the training.
+        zero_shot: the score before tuning.
     """
 
     contender: str
     seed: int
     shots: int
-    accuracy: float
-    macro_f1: float
+    score: float
+    other: float
     seconds: float
     zero_shot: float | None = None
 
 
 @dataclass
 class Comparison:
-    """Cells, and what follows from them."""
+    """Cells, and what follows from them.
+
+    Attributes:
+        rows: number of test rows.
+        majority: the score of the best guess without looking: the most frequent label, or of label
+            sets always the most frequent ones; 0 where numbers are predicted.
+        figures: what the cells' score and other figure are.
+    """
 
     task: str
     rows: int
     majority: float
     cells: list[Cell] = field(default_factory=list)
+    figures: tuple[str, str] = FIGURES["classes"]
 
     def of(self, contender: str, shots: int | None = None) -> list[Cell]:
         """The cells of a contender, by seed."""
@@ -108,26 +124,24 @@ class Comparison:
         return sorted(found, key=lambda c: (c.shots, c.seed))
 
     def summary(self) -> list[dict[str, Any]]:
-        """Per contender and number of shots: mean, deviation, seconds, and p against the best.
+        """Per contender and number of shots: mean figures, deviation, seconds, and p against the best.
 
-        `p` is that of a two-sided paired t-test over the seeds; None with fewer than two.
+        The figures have their names as keys, and `deviation` is that of the first. `p` is that of a two-sided paired t-test over the seeds; None with fewer than two.
         """
         keys = list(dict.fromkeys((c.contender, c.shots) for c in self.cells))
-        accuracies = {key: [c.accuracy for c in self.of(*key)] for key in keys}
-        means = {key: float(np.mean(values)) for key, values in accuracies.items()}
+        scores = {key: [c.score for c in self.of(*key)] for key in keys}
+        means = {key: float(np.mean(values)) for key, values in scores.items()}
         best = max(keys, key=lambda key: means[key])
         return [
             {
                 "contender": key[0],
                 "shots": key[1],
-                "seeds": len(accuracies[key]),
-                "accuracy": means[key],
-                "deviation": float(np.std(accuracies[key], ddof=1))
-                if len(accuracies[key]) > 1
-                else 0.0,
-                "macro_f1": float(np.mean([c.macro_f1 for c in self.of(*key)])),
+                "seeds": len(scores[key]),
+                self.figures[0]: means[key],
+                "deviation": float(np.std(scores[key], ddof=1)) if len(scores[key]) > 1 else 0.0,
+                self.figures[1]: float(np.mean([c.other for c in self.of(*key)])),
                 "seconds": float(np.mean([c.seconds for c in self.of(*key)])),
-                "p": None if key == best else paired(accuracies[best], accuracies[key]),
+                "p": None if key == best else paired(scores[best], scores[key]),
             }
             for key in keys
         ]
@@ -138,12 +152,13 @@ class Comparison:
         Read off the baseline's curve, straight between its points in the logarithm of the rows;
         None where it does not get there with the rows it was given.
         """
-        curve = [(s["shots"], s["accuracy"]) for s in self.summary() if s["contender"] == baseline]
+        score = self.figures[0]
+        curve = [(s["shots"], s[score]) for s in self.summary() if s["contender"] == baseline]
         curve.sort()
         out: dict[str, float | None] = {}
         for line in self.summary():
             if line["contender"] != baseline:
-                out[line["contender"]] = _reached(curve, line["accuracy"])
+                out[line["contender"]] = _reached(curve, line[score])
         return out
 
     def to_json(self) -> dict[str, Any]:
@@ -153,8 +168,12 @@ class Comparison:
             "rows": self.rows,
             "majority": self.majority,
             "summary": self.summary(),
-            "cells": [vars(c) for c in self.cells],
+            "cells": [self._cell_json(c) for c in self.cells],
         }
+
+    def _cell_json(self, cell: Cell) -> dict[str, Any]:
+        names = dict(zip(("score", "other"), self.figures, strict=True))
+        return {names.get(key, key): value for key, value in vars(cell).items()}
 
 
 @publishing("folder")
@@ -191,16 +210,13 @@ def compare(
         UserError: no test rows, a contender that does not exist, too few rows, no such backend.
     """
     report = report or Reporter()
-    task.need_classes("A comparison")
     made = [c if isinstance(c, Contender) else Contender.parse(c) for c in contenders]
     if not test:
         raise UserError("A comparison needs test rows: give --test FILE.")
     if len({c.text for c in made}) < len(made):
         raise UserError("The same strategy is named twice.")
-    counts: dict[str, int] = {}
-    for example in test:
-        counts[example.label] = counts.get(example.label, 0) + 1
-    out = Comparison(task.name, len(test), max(counts.values()) / len(test))
+    kind = "numbers" if task.scale else "label sets" if task.multi_label else "classes"
+    out = Comparison(task.name, len(test), _majority(task, test), figures=FIGURES[kind])
     plan = [(c, shots or 0) for c in made]
     for text, sizes in (label_cost or {}).items():
         plan += [
@@ -210,7 +226,7 @@ def compare(
         ]
     for _, size in plan:
         if size:  # said before hours of work
-            sample_shots(rows, size, 0, list(task.labels), dev=not dev)
+            task.sample_shots(rows, size, 0, dev=not dev)
     todo = [
         _Job(_file_name(f"{c.text}-{size}-{seed}"), c, size, seed)
         for c, size in plan
@@ -219,7 +235,7 @@ def compare(
     common = {"dev": dev, "test": test, "unlabeled": unlabeled, **options}
     with started(backend, jobs) as many:
         done = _trained(task, rows, todo, backbone, many, folder, report, common)
-    out.cells = [_cell(job.contender.text, job.seed, job.size, done[job.name]) for job in todo]
+    out.cells = [_cell(job, done[job.name], out.figures) for job in todo]
     return out
 
 
@@ -282,19 +298,31 @@ def _train_cell(
     return run.to_json()
 
 
-def _cell(text: str, seed: int, shots: int, done: dict[str, Any]) -> Cell:
+def _majority(task: Task, test: Sequence[Example]) -> float:
+    """The score of the best guess without looking."""
+    if task.scale:
+        return 0.0
+    if task.multi_label:
+        truth = task.multi_label.indicator(test)
+        made = MultiLabelEvaluation.of(truth, truth.astype(float), task.multi_label.labels)
+        return float(made.constant["micro_f1"])
+    return max(Counter(example.label for example in test).values()) / len(test)
+
+
+def _cell(job: _Job, done: dict[str, Any], figures: tuple[str, str]) -> Cell:
     by = done["results"]["test"]
-    tuned = list(by["tuned"].values())[-1]
-    before = list(by["zero-shot"].values())[-1]["accuracy"] if "zero-shot" in by else None
-    return Cell(text, seed, shots, tuned["accuracy"], tuned["macro_f1"], done["seconds"], before)
+    # A correlation with a constant is not defined, and says as much as none.
+    score, other = (list(by["tuned"].values())[-1][figure] or 0.0 for figure in figures)
+    before = list(by["zero-shot"].values())[-1][figures[0]] or 0.0 if "zero-shot" in by else None
+    return Cell(job.contender.text, job.seed, job.size, score, other, done["seconds"], before)
 
 
-def _reached(curve: Sequence[tuple[int, float]], accuracy: float) -> float | None:
-    if not curve or accuracy <= curve[0][1]:
+def _reached(curve: Sequence[tuple[int, float]], score: float) -> float | None:
+    if not curve or score <= curve[0][1]:
         return float(curve[0][0]) if curve else None
     for (low, a), (high, b) in pairwise(curve):
-        if a < accuracy <= b:
-            share = (accuracy - a) / (b - a)
+        if a < score <= b:
+            share = (score - a) / (b - a)
             return float(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
     return None
 
