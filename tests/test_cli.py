@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import rich_click as click
 
-from promptforge import PromptForgeError, plugins
+from promptforge import PromptForgeError, UserError, plugins
 from promptforge.cli import cli
 from promptforge.cli.later import LaterCommand
 
@@ -70,6 +70,19 @@ def test_help_says_of_each_command_what_the_command_says() -> None:
         assert made is not None and listed is not None and made.name == listed.name == name
         assert isinstance(listed, LaterCommand) and not isinstance(made, LaterCommand)
         assert " ".join((made.help or "").split("\n\n")[0].split()) == listed.help
+
+
+def test_quiet_and_debug_stand_anywhere(
+    command: Command, tiny_model: Folder, reviews: Path
+) -> None:
+    base = ("evaluate", reviews, "--model", tiny_model("bert"), "--pattern", "it-was")
+    noisy, first, last = command(*base), command("-q", *base), command(*base, "--quiet")
+    assert "Evaluating" in noisy.err and "Evaluating" not in first.err
+    assert "Evaluating" not in last.err
+    assert noisy.out == first.out == last.out
+    assert "No such option" in command(*base, "--quite").err
+    with pytest.raises(UserError, match="no pattern"):
+        command("evaluate", reviews, "--pattern", "nope", "--debug")
 
 
 def test_a_command_that_is_not_where_it_should_be() -> None:

@@ -133,9 +133,8 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: Sequence[str] | None) -> int:
-    arguments = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in arguments  # It is taken wherever it stands: it comes as an afterthought.
-    arguments = [a for a in arguments if a != "--debug"]
+    arguments = _first(list(sys.argv[1:] if args is None else args))
+    debug = "--debug" in arguments
     # One line on standard error each; the libraries' own bars and hints would drown ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -162,6 +161,13 @@ def _run(args: Sequence[str] | None) -> int:
         if debug:
             raise
         return _say(error)
+
+
+def _first(arguments: list[str]) -> list[str]:
+    """With the group's own flags at the beginning: they come as an afterthought, after the command."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    moved = [a for a in arguments[:end] if a in ("--debug", "-q", "--quiet")]
+    return [*moved, *(a for a in arguments[:end] if a not in moved), *arguments[end:]]
 
 
 def _say(error: Exception) -> int:
