@@ -284,6 +284,15 @@ class MultiLabelModel(Classifier):
         return MultiLabelEvaluation.of(truth, probabilities, self.labels, self.threshold)
 
 
+def label_sets(
+    classifier: Classifier, multi: MultiLabel, rows: Sequence[Example]
+) -> MultiLabelModel:
+    """A classifier of questions as one of label sets, its threshold chosen on `rows`."""
+    made = MultiLabelModel(classifier, multi)
+    made.choose_threshold(rows)
+    return made
+
+
 def best_threshold(probabilities: Probabilities, truth: NDArray[np.bool_]) -> float:
     """The threshold with the best micro-F1; both are [rows, labels].
 

@@ -10,10 +10,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from labelling import LABELS, QUESTION, films_folder
+from labelling import KIND, LABELS, QUESTION, films_folder
 from sklearn import metrics
 
-from promptforge import Task
+from promptforge import (
+    LabelWords,
+    MultiLabelModel,
+    PromptModel,
+    Task,
+    load_model,
+    search_verbalizer,
+)
 
 Command = Callable[..., Any]
 Folder = Callable[[str], Path]
@@ -30,6 +37,27 @@ def changed(folder: Path, old: str, new: str) -> Path:
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")
     return folder
+
+
+def test_words_for_the_answers_are_found(command: Command, tiny_model: Folder, films: Path) -> None:
+    """They are those that the questions about the labels would find, measured by micro-F1."""
+    task, base = Task.load(films), ("--model", tiny_model("bert"))
+    found = command("search-verbalizer", films, *base, "--json").json
+    questions = KIND.questions(task.examples("train"))
+    model = PromptModel(load_model(str(tiny_model("bert"))), task.binary)
+    words = search_verbalizer(model, questions)
+    assert LabelWords.load("verbalizer.json").patterns == words.patterns
+    made = MultiLabelModel(model.with_words(words), KIND)
+    made.choose_threshold(task.examples("train"))
+    expected = made.evaluate(task.examples("test"))["asks"]
+    assert found["results"]["test"]["found"]["asks"]["micro_f1"] == expected.micro_f1
+    shown = command("search-verbalizer", films, *base, "--shots", "3", "--search", "lm-bff",
+                    "--rerank", "2", "--steps", "1")  # fmt: skip
+    assert "Zero-shot micro-F1" in shown.out and "most frequent labels" in shown.out
+    ran = command(
+        "train", films, *base, "--verbalizer", "verbalizer.json", "--steps", "1", "--run", "w"
+    )
+    assert ran.code == 0, ran.err
 
 
 def test_the_commands(command: Command, tiny_model: Folder, films: Path) -> None:
@@ -132,8 +160,7 @@ def test_mistakes_in_the_rows_and_templates(
     assert "other.csv: row 1 has no label column 'topics'. Did you mean 'topic'" in refused(
         "--data", other
     )
-    for name in ("search-verbalizer", "search-template"):
-        ran = command(name, films, "--model", tiny_model("bert"))
-        assert ran.code == 2 and "[multi_label]" in ran.err
+    ran = command("search-template", films, "--model", tiny_model("bert"))
+    assert ran.code == 2 and "[multi_label]" in ran.err
     (films / "asks.jinja").write_text("{{ text }} {{ mask }}", encoding="utf-8")
     assert "asks about no label: write {{ label }}" in refused()

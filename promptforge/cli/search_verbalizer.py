@@ -15,6 +15,7 @@ from promptforge.cli.train import setting_options, settings_of
 from promptforge.errors import UserError
 
 if TYPE_CHECKING:
+    from promptforge.classifier import Classifier
     from promptforge.cli.setup import Setup
     from promptforge.data import Example
     from promptforge.evaluation import AnyEvaluation
@@ -65,8 +66,11 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
     setup = open_task(params, report, roles)
     backend = backend_of(params, setup.options)
     settings = settings_of(params, setup)
-    setup.task.need_classes("A search for label words")
-    train, splits = _data(setup, params)
+    # Of label sets the words of the answers are sought: rows are the questions about each label.
+    task, multi = setup.task.binary, setup.task.multi_label
+    task.need_classes("A search for label words")
+    labelled, splits = _data(setup, params)
+    train = multi.questions(labelled) if multi else labelled
     unlabeled = setup.unlabeled() if params["max_words"] else None
     if params["max_words"] and not unlabeled:
         raise UserError("--max-words counts words in unlabelled text: give --unlabeled FILE.")
@@ -74,9 +78,10 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
     finder = build("search", params["search"], **{**setup.options["search"], **flags})
 
     from promptforge.model import PromptModel
+    from promptforge.multilabel import label_sets
     from promptforge.search import search_verbalizer as search
 
-    model = PromptModel(load(params, report, setup.task), setup.task, report=report)
+    model = PromptModel(load(params, report, setup.task), task, report=report)
     words = search(
         model,
         train,
@@ -90,19 +95,23 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
         from promptforge.tuning.rerank import rerank_words
         from promptforge.tuning.tuner import Tuner
 
+        dev = splits.get("dev", [])
         tuner = Tuner(
-            model.backbone, setup.task, train, splits.get("dev", []), settings=settings,
+            model.backbone, task, train, multi.questions(dev) if multi else dev, settings=settings,
             seed=params["seed"], report=report,
         )  # fmt: skip
         with started(backend, params["jobs"]) as tuner.jobs:
             words = rerank_words(words, tuner, params["rerank"])
     words.origin.update(shots=params["shots"], seed=params["seed"])
-    found = model.with_words(words)
+    measured: dict[str, Classifier] = {"found": model.with_words(words)}
+    if setup.task.folder is not None:
+        measured["task"] = model
+    if multi:
+        measured = {who: label_sets(one, multi, labelled) for who, one in measured.items()}
     results: dict[str, dict[str, dict[str, AnyEvaluation]]] = {}
     for split, examples in splits.items():
-        results[split] = {"found": found.evaluate(examples, f"Measuring on {split}")}
-        if setup.task.folder is not None:
-            results[split]["task"] = model.evaluate(examples, f"Measuring on {split}")
+        what = f"Measuring on {split}"
+        results[split] = {who: one.evaluate(examples, what) for who, one in measured.items()}
     words.save(params["output"])
     if as_json:
         print_json(
@@ -123,16 +132,12 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
 
 def _data(setup: Setup, params: dict[str, Any]) -> tuple[list[Example], dict[str, list[Example]]]:
     """Training examples, and the splits to measure on."""
-    from promptforge.data import sample_shots
-
     task = setup.task
     train = setup.examples or setup.labelled(setup.table("train"))
     splits: dict[str, list[Example]] = {}
     if params["shots"]:
         enough = not (params["dev"] or "dev" in task.data)
-        train, held = sample_shots(
-            train, params["shots"], params["seed"], list(task.labels), dev=enough
-        )
+        train, held = task.sample_shots(train, params["shots"], params["seed"], dev=enough)
         if held:
             splits["dev"] = held
     for split in ("dev", "test"):
@@ -144,6 +149,8 @@ def _data(setup: Setup, params: dict[str, Any]) -> tuple[list[Example], dict[str
 
 def _show(words: LabelWords, results: dict[str, Any], output: str) -> None:
     from rich.table import Table
+
+    from promptforge.evaluation import MultiLabelEvaluation
 
     out = console()
     for pattern, by_label in words.patterns.items():
@@ -163,21 +170,22 @@ def _show(words: LabelWords, results: dict[str, Any], output: str) -> None:
     if not results:
         out.print(f"No dev or test rows to measure on. Words written to [bold]{plain(output)}[/]")
         return
-    table = Table(title="Zero-shot accuracy", title_justify="left", show_edge=False)
-    table.add_column("pattern", style="bold")
     heads = [(split, who) for split, kinds in results.items() for who in kinds]
+    first = results[heads[0][0]]["found"]
+    sets = isinstance(next(iter(first.values())), MultiLabelEvaluation)
+    title = f"Zero-shot {'micro-F1' if sets else 'accuracy'}"
+    table = Table(title=title, title_justify="left", show_edge=False)
+    table.add_column("pattern", style="bold")
     for split, who in heads:
         table.add_column(
             f"{split}, {'words found' if who == 'found' else 'task words'}", justify="right"
         )
-    first = results[heads[0][0]]["found"]
     for pattern in first:
-        table.add_row(plain(pattern), *(percent(results[s][w][pattern].accuracy) for s, w in heads))
-    table.add_row(
-        "chance",
-        *(percent(next(iter(results[s][w].values())).chance) for s, w in heads),
-        style="dim",
-    )
+        table.add_row(plain(pattern), *(percent(results[s][w][pattern].headline) for s, w in heads))
+    any_ = [next(iter(results[s][w].values())) for s, w in heads]
+    blind = [e.constant["micro_f1"] if sets else e.chance for e in any_]
+    guess = "most frequent labels" if sets else "chance"
+    table.add_row(guess, *map(percent, blind), style="dim")
     rows = ", ".join(
         f"{split}: {next(iter(kinds['found'].values())).rows}" for split, kinds in results.items()
     )

@@ -24,7 +24,7 @@ from promptforge.exits.train import (
     exit_training,
     train_exits,
 )
-from promptforge.multilabel import MultiLabel, MultiLabelModel
+from promptforge.multilabel import label_sets
 from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.remote import publishing
@@ -234,8 +234,8 @@ def train(
             untrained = tuner.untrained()
             untrained = None if _same(untrained, classifier) else untrained
         if multi:
-            classifier = _of_sets(classifier, multi, chosen_by)
-            untrained = untrained and _of_sets(untrained, multi, chosen_by)
+            classifier = label_sets(classifier, multi, chosen_by)
+            untrained = untrained and label_sets(untrained, multi, chosen_by)
         made = Run(classifier, {}, tuner.trained, seconds, tuner.folder, whole, counts=by_label)
         for split, examples in (("dev", chosen_by), ("test", test)):
             if not examples:
@@ -276,13 +276,6 @@ def _tracking(names: Sequence[str], run: str | Path | None) -> Tracking:
 def _same(untrained: Classifier, classifier: Classifier) -> bool:
     """Whether a strategy gave back the model as it was."""
     return type(untrained) is type(classifier) and getattr(classifier, "weights", 0) is None
-
-
-def _of_sets(classifier: Classifier, multi: MultiLabel, dev: Sequence[Example]) -> MultiLabelModel:
-    """A classifier of questions as one of label sets, its threshold chosen on the dev rows."""
-    made = MultiLabelModel(classifier, multi)
-    made.choose_threshold(dev)
-    return made
 
 
 def _config(
