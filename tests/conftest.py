@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,11 @@ settings.load_profile("any-machine")
 
 # Tiny models gain nothing from threads, which wait for each other where the cores are busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell starts a command with & so that Ctrl-C does not reach it, and so would every process it
+# starts: the tests that interrupt one would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

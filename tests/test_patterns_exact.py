@@ -244,6 +244,18 @@ def test_fnet_is_the_real_part_of_the_fourier_transform(tokens: int, width: int)
     close(found, torch.fft.fft2(hidden).real, None, 1e-4)
 
 
+@pytest.mark.parametrize("width", [8, 70, 9])
+def test_the_gradient_of_fnet_is_that_of_the_plain_transform(width: int) -> None:
+    mix = build("attention", "fnet").mix
+    hidden = torch.randn(2, 11, width, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 11, width, dtype=torch.float64)
+    (found,) = torch.autograd.grad((mix(hidden, None) * weight).sum(), hidden)
+    plain = torch.fft.fft2(hidden, dim=(1, 2)).real
+    (expected,) = torch.autograd.grad((plain * weight).sum(), hidden)
+    torch.testing.assert_close(found, expected)
+    assert torch.autograd.gradgradcheck(lambda x: mix(x, None).square(), (hidden[:1, :3],))
+
+
 def test_mlp_mixer_is_two_layers_over_the_tokens() -> None:
     pattern, weights = made("mlp-mixer", False, 60, hidden=9)
     assert weights is not None and pattern.fixed_length

@@ -131,7 +131,10 @@ def test_the_command_serves_until_it_is_interrupted(
         connection.request("GET", at.path + "state")
         state = json.loads(connection.getresponse().read())
         process.send_signal(signal.SIGINT)
-        code = process.wait(20)
+        try:
+            code = process.wait(20)
+        finally:
+            process.kill()  # nothing where it has ended
         assert (code, process.stderr.read().strip()) == (130, "Interrupted.")
     assert [p["pattern"] for p in state["patterns"]] == ["tone"] and len(state["rows"]) == 3
     assert state["rows"][0]["label"] in ("negative", "positive") and state["inputs"] == ["text"]

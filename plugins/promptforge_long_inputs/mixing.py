@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -47,6 +47,19 @@ class FNet(Mixing):
 
     def mix(self, hidden: Tensor, weights: nn.Module | None) -> Tensor:
         """Re F_tokens(F_features(x)), [rows, tokens, width]."""
+        mixed: Tensor = _RealFourier.apply(hidden)  # type: ignore[no-untyped-call]
+        return mixed
+
+
+class _RealFourier(torch.autograd.Function):
+    """Re F_tokens(F_features(x)): linear, with the symmetric matrix cos 2 pi (n t / N + k h / H).
+
+    So the backward pass is the same map of the gradient, and nothing is kept for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor) -> Tensor:
+        """The real part of the transform, [rows, tokens, width]."""
         exact = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         width = exact.shape[-1]
         # The input is real: half of the features are enough, the rest being their mirror image.
@@ -56,6 +69,12 @@ class FNet(Mixing):
         real = torch.cat(parts, -1)
         rest = real[..., 1 : (width + 1) // 2].flip(1, 2).roll(1, 1)
         return torch.cat([real, rest], -1).to(hidden.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """The gradient of the input, [rows, tokens, width]."""
+        mixed: Tensor = _RealFourier.apply(grads[0])  # type: ignore[no-untyped-call]
+        return mixed
 
 
 class MLPMixer(Mixing):
