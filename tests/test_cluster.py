@@ -136,6 +136,9 @@ def ray_cluster(short: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv(
         "RAY_worker_niceness", "0"
     )  # else everything else on the machine comes first
+    # Ray writes the cluster's address below its usual folder too, which a fresh machine lacks.
+    monkeypatch.setenv("RAY_TMPDIR", str(short))
+    (short / "ray").mkdir()
     from ray.cluster_utils import Cluster
 
     size = {"object_store_memory": 100 * 2**20, "num_cpus": 2}

@@ -99,10 +99,10 @@ def test_only_this_machine_is_listened_to(served: Server) -> None:
         assert other.token != served.token
 
 
-@pytest.mark.parametrize("token", ["", "x", "TOKEN", "TOKENx", "é"])
+@pytest.mark.parametrize("token", ["", "x", "TOKENx", "xTOKEN", "é"])
 @pytest.mark.parametrize("what", ["", "state", "render", "save"])
 def test_nobody_comes_in_without_the_token(served: Server, token: str, what: str) -> None:
-    wrong = token.replace("TOKEN", served.token[:-1])
+    wrong = token.replace("TOKEN", served.token)
     from urllib.parse import quote
 
     method = "GET" if what in ("", "state") else "POST"
