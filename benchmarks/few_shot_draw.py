@@ -18,6 +18,9 @@ TASKS = {
     "agnews": ("news-topics", "about"),
 }
 
+#: Tables that other benchmarks draw from.
+MORE = {"imdb": ("sentiment", "it-was")}
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -53,7 +56,7 @@ class Draw:
 
 def drawn(name: str, seed: int, args: argparse.Namespace) -> Draw:
     """Rows drawn as LM-BFF does; no unlabelled row is a drawn row or a test row."""
-    shipped, pattern = TASKS[name]
+    shipped, pattern = {**TASKS, **MORE}[name]
     task = Task.load(shipped)
     pool = task.examples(args.data / name / "train.csv")
     test = task.examples(args.data / name / "test.csv", complete=False)

@@ -1,6 +1,7 @@
 """Many tasks over one model against one task at a time: a `TaskBank`, and training together.
 
-    python benchmarks/task_bank.py [--model smollm2] [--data DIR] [--only bank|training]
+    python benchmarks/task_bank.py [--model smollm2] [--only bank|training] [--train-tasks 32]
+    python benchmarks/task_bank.py --only training --data DIR --train-tasks 4 --steps 250 --pet
 
 Three parts, the first two for prompt tuning, prefix, adapter and LoRA:
 
@@ -8,8 +9,10 @@ Three parts, the first two for prompt tuning, prefix, adapter and LoRA:
   (`batch`: rows a second, and the ratio of the two);
 - one row a task: a bank against switching from task to task in one process, each task's tuned
   parameters in memory (`switching`: how many times faster the bank is);
-- training: four tasks together in mixed batches against one after the other, wall time of both;
-  with --data, a folder with NAME/train.csv and NAME/test.csv (text, label), accuracy too.
+- training: --train-tasks tasks together in mixed batches against one after the other, wall time of
+  both; with --data, a folder with NAME/train.csv and NAME/test.csv (text, label), the mean accuracy
+  too. The tasks are then the tables, and where more are asked for, these with two or three of their
+  labels. --pet adds PET on the same rows, one task after the other, with unlabelled rows besides.
 
 Both sides of a comparison take turns, and the medians count, so a machine that drifts helps neither.
 Equal results, to 1e-5, are checked in the same run, and without them nothing is printed. Tuned
@@ -21,9 +24,11 @@ from __future__ import annotations
 import argparse
 import csv
 import random
+import re
 import statistics
 import time
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +68,10 @@ def main() -> None:
     parser.add_argument("--only", choices=["bank", "training"])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--train-tasks", type=int, default=4)
+    parser.add_argument("--pet", action="store_true", help="with --data")
+    parser.add_argument("--unlabeled", type=int, default=500, help="of each of PET's tasks")
+    parser.add_argument("--max-length", type=int, default=128, help="tokens of a prompt")
+    parser.add_argument("--limit", type=int, default=200, help="test rows of a task")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--shots", type=int, default=16)
@@ -70,7 +79,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    backbone = load_model(args.model, device=args.device, batch_tokens=args.batch_tokens)
+    backbone = load_model(
+        args.model, device=args.device, batch_tokens=args.batch_tokens, max_length=args.max_length
+    )
     print(
         f"{args.model} on {args.device}, {args.threads} threads, {args.batch_tokens} tokens a batch\n"
     )
@@ -133,7 +144,7 @@ def training(backbone: Backbone, args: argparse.Namespace) -> None:
     settings = Settings(
         steps=args.steps, batch_size=args.batch_size, precision="float32", dropout=False
     )
-    data = tables(args.data, backbone) if args.data else made_up(n, backbone)
+    data = tables(args, backbone) if args.data else made_up(n, backbone)
     for name in args.methods:
         method = build("method", METHODS[name][0], **METHODS[name][1])
         common: dict[str, Any] = {
@@ -154,14 +165,36 @@ def training(backbone: Backbone, args: argparse.Namespace) -> None:
         figures = ["", ""]
         if args.data:
             figures = [
-                " / ".join(f"{100 * together.figures(one.name).headline:.1f}" for one in data),
-                " / ".join(f"{100 * run.figures('test').headline:.1f}" for run in alone),
+                f"{100 * statistics.mean(found):.1f}"
+                for found in (
+                    [together.figures(one.name).headline for one in data],
+                    [run.figures("test").headline for run in alone],
+                )
             ]
         print(
             f"| {name} | {together.seconds:.1f} | {seconds:.1f} | {seconds / together.seconds:.2f} "
             f"| {figures[0]} | {figures[1]} |",
             flush=True,
         )
+    if args.data and args.pet:
+        strategy = build("strategy", "pet", final_steps=args.steps)
+        common |= {"method": "all", "strategy": strategy}
+        alone = [
+            train(
+                one.task, one.train, test=one.test, unlabeled=unlabeled(one, args.unlabeled), **common
+            )
+            for one in data
+        ]  # fmt: skip
+        accuracy = statistics.mean(run.figures("test").headline for run in alone)
+        print(
+            f"| PET, all weights | | {sum(run.seconds for run in alone):.1f} | | | {100 * accuracy:.1f} |"
+        )
+
+
+def unlabeled(task: TaskExamples, most: int) -> list[Any]:
+    """Rows of a task without their labels."""
+    rows = [e.row for e in task.train]
+    return random.Random(0).sample(rows, min(most, len(rows)))
 
 
 def made_up(n: int, backbone: Backbone) -> list[TaskExamples]:
@@ -176,17 +209,41 @@ def made_up(n: int, backbone: Backbone) -> list[TaskExamples]:
     return found
 
 
-def tables(folder: Path, backbone: Backbone) -> list[TaskExamples]:
-    """The tasks in a folder; the label itself is the label's word."""
+def tables(args: argparse.Namespace, backbone: Backbone) -> list[TaskExamples]:
+    """The tables of the folder, then parts of them: all with two of their labels, then with three."""
     source = LAST if backbone.family == "causal" else SOURCE
+    places = sorted(path.parent for path in args.data.glob("*/train.csv"))
+    read: dict[Path, list[list[Example]]] = {}
+    parts: list[tuple[Path, tuple[str, ...]]] = []
+    for place in places:
+        read[place] = [table(place / f"{split}.csv") for split in ("train", "test")]
+        parts.append((place, tuple(sorted({e.label for e in read[place][0]}))))
+    for size in (2, 3):
+        parts += [
+            (place, some)
+            for place, labels in parts[: len(places)]
+            if len(labels) > size
+            for some in combinations(labels, size)
+        ]
     found = []
-    for place in sorted(path.parent for path in folder.glob("*/train.csv")):
-        labels = sorted({str(row["label"]) for row in read_rows(place / "train.csv")})
-        words = {label: [label.lower()] for label in labels}
-        task = Task.inline([Template(source, name="p")], labels=words, name=place.name)
-        rows, test = (task.examples(str(place / f"{s}.csv")) for s in ("train", "test"))
-        found.append(TaskExamples(task, rows, [], test[:500]))
+    for place, labels in parts[: args.train_tasks]:
+        words = {label: [re.split(r"\W", label)[0].lower()] for label in labels}
+        name = "-".join((place.name, *(w[0] for w in words.values())))
+        task = Task.inline([Template(source, name="p")], labels=words, name=name)
+        rows, test = ([e for e in split if e.label in labels] for split in read[place])
+        test = random.Random(0).sample(test, min(args.limit, len(test)))
+        found.append(TaskExamples(task, rows, [], test))
+    if len(found) < args.train_tasks:
+        raise SystemExit(f"{args.data} has tables for {len(found)} tasks, not {args.train_tasks}.")
     return found
+
+
+def table(path: Path) -> list[Example]:
+    """The rows of a table, with its text in one column."""
+    return [
+        Example({"text": row.get("text") or f"{row['title']} {row['description']}"}, str(row["label"]), i + 1)
+        for i, row in enumerate(read_rows(path))
+    ]  # fmt: skip
 
 
 def tuned(backbone: Backbone, name: str, number: int) -> PromptModel:
