@@ -18,10 +18,12 @@ from torch.nn.functional import log_softmax
 
 from promptforge import Example, PromptForgeError, Settings, Task, Template, UserError
 from promptforge.plugins import build
+from promptforge.progress import Reporter
 from promptforge.selection import fit_selector
 from promptforge.tuning import loop
 from promptforge.tuning import tuner as tuner_module
 from promptforge.tuning.loop import Target
+from promptforge.tuning.memory import FREE, warn_matrices
 from promptforge.tuning.objectives import Head
 from promptforge.tuning.schedule import order, rate_at
 from promptforge.tuning.tuner import Member, Tuner
@@ -389,3 +391,32 @@ def test_samples_change_what_is_predicted_and_not_what_is_trained(tmp_path: Path
     found = asked(3, tmp_path)  # the finished member
     assert abs(one.predict_proba(texts) - three).max() > 1e-6
     assert found.samples == 3 and np.allclose(found.predict_proba(texts), three, atol=1e-6)
+
+
+# --- memory --------------------------------------------------------------------------------
+
+
+def test_full_attention_with_dropout_on_long_rows_warns_of_its_matrices() -> None:
+    """Bytes by hand: 3 matrices x 4 bytes x layers x rows x heads x tokens x tokens."""
+    backbone = tiny.backbone.__wrapped__("bert")
+    config = backbone.model.config
+    told: list[str] = []
+    report = Reporter()
+    report.warn = told.append  # type: ignore[method-assign]
+    settings = Settings(steps=1, batch_size=4)
+    a_token = 12 * config.num_hidden_layers * 4 * config.num_attention_heads
+    most = int((FREE / a_token) ** 0.5)
+
+    warn_matrices(backbone, [5, most - 1], settings, report)
+    warn_matrices(backbone, [4 * most], settings.model_copy(update={"dropout": False}), report)
+    warn_matrices(backbone, [most + 9], settings.model_copy(update={"accumulate": 4}), report)
+    config.attention_probs_dropout_prob = 0.0
+    warn_matrices(backbone, [4 * most], settings, report)
+    assert told == []
+
+    config.attention_probs_dropout_prob = 0.1
+    warn_matrices(backbone, [5, 2 * most], settings, report)
+    assert len(told) == 1
+    assert f"up to {2 * most:,} tokens" in told[0]
+    assert "about 17 GB" in told[0]
+    assert "settings.dropout=false" in told[0]

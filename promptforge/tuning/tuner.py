@@ -34,6 +34,7 @@ from promptforge.tuning import jobs as job_queue
 from promptforge.tuning import processes
 from promptforge.tuning.loop import Target, Trained, Training
 from promptforge.tuning.members import HeadModel, head_tensors
+from promptforge.tuning.memory import warn_matrices
 from promptforge.tuning.method import TuningMethod
 from promptforge.tuning.objectives import Head, HeadObjective, PromptObjective, Texts
 from promptforge.tuning.run import ARTIFACT_FILE
@@ -243,6 +244,7 @@ class Tuner:
                     objective, member.targets, settings, seed=member.seed, folder=folder,
                     score=score, report=self.report, identity=identity, log=log,
                 )  # fmt: skip
+                warn_matrices(self.backbone, training.lengths, settings, self.report)
                 trained = training.run(f"Tuning {name}")
             return finish(), trained
         except KeyboardInterrupt:
