@@ -22,6 +22,7 @@ from promptforge.backbone.addition import Addition
 from promptforge.backbone.attached import Attached
 from promptforge.backbone.batch import Batch
 from promptforge.backbone.head import LanguageHead
+from promptforge.backbone.last_layer import LastLayer
 from promptforge.backbone.layers import Layers, all_layers, find_layers
 from promptforge.backbone.patterned import Placed
 from promptforge.backbone.sites import Site, find_sites, is_matrix
@@ -154,6 +155,10 @@ class Backbone(ABC):
         return find_layers(self)
 
     @cached_property
+    def _last_layer(self) -> LastLayer:
+        return LastLayer(self.model, self.body)
+
+    @cached_property
     def matrices(self) -> dict[str, nn.Module]:
         """The modules that multiply by a matrix, by name; the output matrix is not among them."""
         head = self.model.get_output_embeddings()
@@ -171,7 +176,8 @@ class Backbone(ABC):
             order = torch.cat([where for where, _ in parts])
             return torch.cat([self.hidden(part) for _, part in parts])[order.argsort()]
         self.current = batch
-        return self._hidden(batch)
+        with self._last_layer.only_at_reads(batch):
+            return self._hidden(batch)
 
     def attach(self, additions: Sequence[Addition]) -> Attached:
         """Put additions into the model, one a task; `close` takes them out again.

@@ -82,6 +82,12 @@ class Batch:
         )  # fmt: skip
 
     @cached_property
+    def reads_each(self) -> int:
+        """How many reads every row has; 0 where rows have different numbers of them."""
+        counts = set(self.rows.bincount(minlength=len(self.inputs["input_ids"])).tolist())
+        return int(counts.pop()) if len(counts) == 1 else 0
+
+    @cached_property
     def task_list(self) -> list[int]:
         """`tasks` as plain numbers; all 0 where there are none."""
         if self.tasks is None:

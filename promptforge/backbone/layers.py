@@ -52,7 +52,7 @@ def find_layers(backbone: Backbone) -> Layers:
             the last one.
     """
     body = backbone.body
-    modules = _layer_modules(body)
+    modules = layer_modules(body)
     if not modules:
         raise UserError(f"Exits: {backbone.name} has no list of layers to put them on.")
     order: list[Tensor] = []
@@ -82,7 +82,8 @@ def find_layers(backbone: Backbone) -> Layers:
     return Layers(tuple(modules), len(order), tuple(norm))
 
 
-def _layer_modules(body: nn.Module) -> list[nn.Module]:
+def layer_modules(body: nn.Module) -> list[nn.Module]:
+    """The modules that are layers of a body, each once; empty where none can be told."""
     recorded: Any = (getattr(type(body), "_can_record_outputs", None) or {}).get("hidden_states")
     if isinstance(recorded, list | tuple):
         recorded = recorded[0]
