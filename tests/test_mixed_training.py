@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from promptforge import Example, PromptModel, Settings, Task, Template, UserError, train
 from promptforge.plugins import build
-from promptforge.tuning import loop
+from promptforge.tuning import loop, mixed
 from promptforge.tuning.loop import Target
 from promptforge.tuning.mixed import TaskExamples, TogetherObjective
 from promptforge.tuning.objectives import PromptObjective
@@ -75,8 +77,12 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("passes", ["one", "several"])
 @pytest.mark.parametrize(("architecture", "number"), CASES)
-def test_each_task_s_gradients_are_those_it_gets_alone(architecture: str, number: int) -> None:
+def test_each_task_s_gradients_are_those_it_gets_alone(
+    architecture: str, number: int, passes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixed, "PASS", 10_000 if passes == "one" else 0)
     backbone = tiny.backbone(architecture)
     name, options = METHODS[number]
     method, data = build("method", name, **options), tasks()
@@ -95,10 +101,10 @@ def test_each_task_s_gradients_are_those_it_gets_alone(architecture: str, number
     for i in range(len(data)):
         shifted(own, f"{i}/added/", i)
     # One batch of all rows, in turns; the mean is over all rows, as the training takes it.
-    mixed = [t for turn in range(9) for some in each for t in some[turn : turn + 1]]
-    losses = together(mixed, 0) / together.at_once
+    batch = [t for turn in range(9) for some in each for t in some[turn : turn + 1]]
+    losses = together(batch, 0) / together.at_once
     sum(
-        losses[[j for j, t in enumerate(mixed) if t.key == i]].mean() for i in range(len(data))
+        losses[[j for j, t in enumerate(batch) if t.key == i]].mean() for i in range(len(data))
     ).backward()  # type: ignore[union-attr]
     assert not any(p.requires_grad for p in backbone.model.parameters())
     together.close()
@@ -110,6 +116,26 @@ def test_each_task_s_gradients_are_those_it_gets_alone(architecture: str, number
             scale = max(1.0, float(gradient.abs().max()))
             assert float((found - gradient).abs().max()) < 1e-5 * scale, key
         assert any(g.abs().max() > 1e-6 for g in expected.values())
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.integers(0, 12))
+def test_passes_are_the_cheapest_of_all_ways_to_group_rows(lengths: list[int], own: int) -> None:
+    def cost(groups: list[list[int]]) -> int:
+        return sum(own + len(g) * max(lengths[i] for i in g) for g in groups)
+
+    def ways(rows: list[int]) -> Iterator[list[list[int]]]:
+        if not rows:
+            yield []
+            return
+        first, rest = rows[0], rows[1:]
+        for groups in ways(rest):
+            yield [[first], *groups]
+            for i, group in enumerate(groups):
+                yield [*groups[:i], [first, *group], *groups[i + 1 :]]
+
+    found = mixed.passes(lengths, own)
+    assert sorted(i for g in found for i in g) == list(range(len(lengths)))
+    assert cost(found) == min(cost(groups) for groups in ways(list(range(len(lengths)))))
 
 
 @pytest.mark.parametrize("method", ["prefix", "lora"])

@@ -28,6 +28,9 @@ from promptforge.tuning.objectives import check_poles, tensors, warn_untrained
 from promptforge.tuning.schedule import batch_at
 from promptforge.verbalizer import Verbalizer
 
+#: What a pass of its own costs, about, in tokens that it computes.
+PASS = 128
+
 
 @dataclass(frozen=True)
 class TaskExamples:
@@ -48,6 +51,30 @@ class TaskExamples:
     def name(self) -> str:
         """The task's name."""
         return self.task.name
+
+
+def passes(lengths: Sequence[int], own: int | None = None) -> list[list[int]]:
+    """Numbers of rows in groups of like length: those that are cheapest when each is one padded pass.
+
+    Tasks differ in length, so one pass of all rows would pad reviews' neighbours, questions, to reviews.
+
+    Args:
+        lengths: tokens of each row.
+        own: what each pass costs beside its padded tokens; by default `PASS`.
+    """
+    own = PASS if own is None else own
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    cheapest, begins = [0], [0]
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        costs = [cheapest[start] + own + (end - start) * longest for start in range(end)]
+        cheapest.append(min(costs))
+        begins.append(costs.index(cheapest[-1]))
+    groups, end = [], len(order)
+    while end:
+        groups.append(sorted(order[begins[end] : end]))
+        end = begins[end]
+    return groups[::-1]
 
 
 def mixed_losses(
@@ -178,7 +205,15 @@ class TogetherObjective(Objective):
 
     def forward(self, targets: Sequence[Target], draw: int) -> Tensor:
         encoded = [self._prompt(target, draw) for target in targets]
-        return mixed_losses(self.backbone, encoded, targets, self.verbalizers) * self.at_once
+        groups = passes([len(e.ids) + len(e.decoder_ids) for e in encoded])
+        losses = [
+            mixed_losses(
+                self.backbone, [encoded[i] for i in g], [targets[i] for i in g], self.verbalizers
+            )
+            for g in groups
+        ]
+        places = torch.tensor([i for g in groups for i in g], device=self.backbone.device)
+        return torch.cat(losses)[places.argsort()] * self.at_once
 
     def _prompt(self, target: Target, draw: int) -> Encoded:
         number = target.key
