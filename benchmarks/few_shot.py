@@ -81,21 +81,28 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--limit", type=int, default=500, help="test rows, drawn once; 0: all")
     parser.add_argument("--shots", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-5, 3e-5, 1e-4])
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument(
+        "--patience",
+        type=int,
+        default=3,
+        help="looks, of ten, without gain before a training stops",
+    )
+    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-4])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8])
     parser.add_argument("--samples", type=int, default=4, help="draws of demonstrations")
     parser.add_argument("--petal-words", type=int, default=10, help="words a label")
     parser.add_argument(
-        "--candidates", type=int, default=3, help="templates or sets of words that are tuned"
+        "--candidates", type=int, default=2, help="templates or sets of words that are tuned"
     )
     parser.add_argument("--beam", type=int, default=20, help="of the template search")
     parser.add_argument("--unlabeled", type=int, default=2000)
-    parser.add_argument("--repetitions", type=int, default=3, help="of PET and the ensemble")
+    parser.add_argument("--repetitions", type=int, default=2, help="of PET and the ensemble")
     parser.add_argument("--ipet-repetitions", type=int, default=1, help="the paper: 3")
-    parser.add_argument("--generations", type=int, default=3)
+    parser.add_argument("--generations", type=int, default=2)
     parser.add_argument("--widen", type=int, default=2, help="words a label and generation")
-    parser.add_argument("--final-steps", type=int, default=1000)
+    parser.add_argument("--final-steps", type=int, default=150)
     parser.add_argument(
         "--final-learning-rate", type=float, default=0.0, help="0: chosen as for the models"
     )

@@ -16,7 +16,7 @@ from few_shot_rows import Bench, TableRow, figures
 from promptforge import artifact
 from promptforge.plugins import build
 
-_USES = ("shots", "steps", "batch_sizes")
+_USES = ("shots", "steps", "patience", "batch_sizes", "precision")
 
 
 def tuned(bench: Bench, draw: Draw, name: str, options: dict[str, Any]) -> dict[str, Any]:

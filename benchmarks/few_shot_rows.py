@@ -44,12 +44,19 @@ class SharedTuner(Tuner):
 
     Attributes:
         saved: member -> seconds that it took when another row trained it.
+        kept: identity -> a member that this task and seed has; its rows share them.
     """
 
     saved: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, Classifier] = field(default_factory=dict)
 
     def member(self, member: Member) -> Classifier:
         """Train a member, or read it and note what it took."""
+        made = self._member(member)
+        # One that was read keeps what it said of the unlabelled and the test rows.
+        return self.kept.setdefault(self.identity(member), made)
+
+    def _member(self, member: Member) -> Classifier:
         home = self._home(member)
         assert home is not None
         note = home.with_name("seconds.txt")
@@ -74,6 +81,13 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.report = TerminalReporter(quiet=not args.verbose)
+        self._kept: tuple[Path, dict[str, Classifier]] = (Path(), {})
+
+    def kept(self, draw: Draw) -> dict[str, Classifier]:
+        """The members of a draw."""
+        if self._kept[0] != draw.folder:
+            self._kept = (draw.folder, {})
+        return self._kept[1]
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -111,19 +125,22 @@ class Bench:
                 steps=args.steps,
                 learning_rate=rates or args.learning_rates,
                 batch_size=args.batch_sizes,
+                patience=args.patience,
+                precision=args.precision,
             ),
             seed=draw.seed,
             folder=draw.folder,
             report=self.report,
+            kept=self.kept(draw),
             **changes,
         )
         began = time.perf_counter()
         classifier = strategy.train(tuner)
         # What other rows had trained already is counted as if this one had.
         seconds = time.perf_counter() - began + sum(tuner.saved.values())
-        parts = figures(classifier, draw.test)
+        with tuner.computing():
+            parts, dev = figures(classifier, draw.test), figures(classifier, draw.dev)
         whole = parts.pop(ENSEMBLE, None) or next(iter(parts.values()))
-        dev = figures(classifier, draw.dev)
         cell = {
             "accuracy": whole.accuracy,
             "macro_f1": whole.macro_f1,
@@ -296,7 +313,7 @@ class TableRow:
         return {name: getattr(args, name) for name in ("limit", *self.uses)}
 
 
-_TUNED = ("shots", "steps", "learning_rates", "batch_sizes")
+_TUNED = ("shots", "steps", "patience", "learning_rates", "batch_sizes", "precision")
 _MEMBERS = (*_TUNED, "repetitions")
 _FINAL = ("unlabeled", "final_steps", "final_learning_rate")
 _PET = (*_MEMBERS, *_FINAL)

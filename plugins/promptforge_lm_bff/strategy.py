@@ -91,10 +91,11 @@ class LmBff(Strategy):
 
     def _with_templates(self, tuner: Tuner) -> Task:
         """The task with templates that the model itself wrote."""
-        found = search_template(
-            tuner.backbone, tuner.task, tuner.train, keep=self.templates, beam=self.beam,
-            verbalizer=tuner.verbalizer.model_copy(deep=True), report=tuner.report,
-        )  # fmt: skip
+        with tuner.computing():
+            found = search_template(
+                tuner.backbone, tuner.task, tuner.train, keep=self.templates, beam=self.beam,
+                verbalizer=tuner.verbalizer.model_copy(deep=True), report=tuner.report,
+            )  # fmt: skip
         words = tuner.task.words_for(next(iter(tuner.task.patterns)))
         patterns = {
             f"found-{i + 1}": Pattern(
@@ -108,7 +109,8 @@ class LmBff(Strategy):
         """One task per pattern and set of words."""
         model = tuner.with_(task=task, demonstrations=None).untrained()
         options: dict[str, Any] = {"assignments": self.assignments, "top": self.top}
-        found = search_verbalizer(model, tuner.train, search="lm-bff", **options)
+        with tuner.computing():
+            found = search_verbalizer(model, tuner.train, search="lm-bff", **options)
         return {
             f"{pattern}-words-{i + 1}": task.choose([pattern]).with_words({pattern: words})
             for pattern, sets in found.alternatives.items()

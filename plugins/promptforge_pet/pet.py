@@ -180,14 +180,18 @@ class Pet(Strategy):
         """
         (pattern,) = model.task.patterns
         rows, what = tuner.unlabeled, "Labelling"
-        if self.combine == "probabilities":
-            return np.log(np.maximum(model.part_probabilities(rows, what)[pattern], _TINY))
         varies = model.demonstrations is not None and model.demonstrations.varies
         draws = range(model.samples) if varies and model.samples > 1 else [None]
-        found = [
-            model.class_scores(pattern, model.read(pattern, rows, what, d)).double().cpu().numpy()
-            for d in draws
-        ]
+        with tuner.computing():
+            if self.combine == "probabilities":
+                return np.log(np.maximum(model.part_probabilities(rows, what)[pattern], _TINY))
+            found = [
+                model.class_scores(pattern, model.read(pattern, rows, what, d))
+                .double()
+                .cpu()
+                .numpy()
+                for d in draws
+            ]
         mean: Array = np.mean(found, axis=0)
         return mean
 

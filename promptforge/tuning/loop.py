@@ -33,6 +33,7 @@ from promptforge.data import Row
 from promptforge.errors import PromptForgeError, UserError
 from promptforge.progress import Reporter
 from promptforge.tuning import checkpoint, processes
+from promptforge.tuning.precision import Precision
 from promptforge.tuning.schedule import batch_at, rate_at
 from promptforge.tuning.settings import Settings
 from promptforge.tuning.tracking import Log
@@ -140,9 +141,7 @@ class Training:
         self.parameters = objective.trained()
         self.lengths = [objective.length(t) for t in self.targets]
         device = next(iter(self.parameters.values())).device
-        self.autocast = torch.autocast(
-            device.type, torch.bfloat16, enabled=_bfloat16(settings.precision, device)
-        )
+        self.precision = Precision(settings.precision, device)
         self.accelerator = processes.accelerator(device, unused=self._has_unused())
         self.state = Trained(parameters=sum(p.numel() for p in self.parameters.values()))
         self.best: dict[str, Tensor] | None = None
@@ -203,7 +202,7 @@ class Training:
     def _has_unused(self) -> bool:
         if processes.count() == 1:
             return False  # nobody asks
-        with self.autocast:
+        with self.precision.forward():
             loss = self.objective(self.targets[:1], 0).float().sum()
         return processes.has_unused(loss, list(self.parameters.values()))
 
@@ -229,10 +228,11 @@ class Training:
         total = 0.0
         for i in range(settings.accumulate):
             chosen = [self.targets[r] for r in mine[i * part : (i + 1) * part]]
-            with self.autocast:
+            with self.precision.forward():
                 loss = module(chosen, step).float().mean() / settings.accumulate
             total += float(loss.detach())
-            accelerator.backward(loss)
+            with self.precision.backward():
+                accelerator.backward(loss)
         if accelerator.num_processes > 1:
             mean = torch.tensor(total, device=accelerator.device)
             total = float(accelerator.reduce(mean, "mean"))
@@ -268,7 +268,8 @@ class Training:
         assert self.score is not None
         state = self.state
         self.objective.eval()
-        score = self.score()
+        with self.precision.forward():
+            score = self.score()
         if self.accelerator.num_processes > 1:
             score = float(broadcast(torch.tensor(score, device=self.accelerator.device)))
         self._check_finite(score, "score on the development rows", state.steps)
@@ -381,12 +382,3 @@ class Training:
         """Save where the training stands, for Ctrl-C."""
         if self.folder and self.state.steps and not self.half_made:
             self._save()
-
-
-def _bfloat16(wanted: str, device: torch.device) -> bool:
-    if wanted != "auto":
-        return wanted == "bfloat16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    # Without instructions for it a processor is slower in bfloat16 than in float32.
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from promptforge.tuning.members import HeadModel, head_tensors
 from promptforge.tuning.memory import warn_matrices
 from promptforge.tuning.method import TuningMethod
 from promptforge.tuning.objectives import Head, HeadObjective, PromptObjective, Texts
+from promptforge.tuning.precision import Precision
 from promptforge.tuning.run import ARTIFACT_FILE
 from promptforge.tuning.settings import Settings
 from promptforge.tuning.starting import Start
@@ -131,6 +132,10 @@ class Tuner:
         """A row with one label; class weights count."""
         shares = tuple(float(label == other) for other in self.labels)
         return Target(row, shares, weight * self.class_weight.get(label, 1.0), key=key)
+
+    def computing(self) -> AbstractContextManager[None]:
+        """In the trainings' precision: around scores that only trainings see, such as soft labels."""
+        return Precision(self.settings.precision, self.backbone.device).forward()
 
     def untrained(self, task: Task | None = None, *, remember: bool = True) -> PromptModel:
         """The prompt model as it is before tuning."""
