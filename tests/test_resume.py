@@ -100,6 +100,28 @@ def test_ctrl_c_says_how_to_go_on(command: Command, options: list[str]) -> None:
     assert Path("mine", WEIGHTS).read_bytes() == Path("whole", WEIGHTS).read_bytes()
 
 
+def test_a_kill_before_the_first_file_has_its_name(
+    command: Command, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder then holds a draft and nothing else, which is no reason to refuse it."""
+    real = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if Path(target).name == "config.json":
+            raise KeyboardInterrupt  # as a kill does, it leaves the draft
+        return real(self, target)
+
+    short = [*options, "--steps", "2", "--run", "mine"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        assert command(*short).code == 130
+    left = [p.name for p in Path("mine").iterdir() if not p.name.startswith(".")]
+    assert left == ["config.json.partial"]
+    ran = command(*short, "--resume")
+    assert ran.code == 0, ran.err
+    assert not Path("mine/config.json.partial").exists()
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_in_the_middle_of_a_step(
     command: Command, options: list[str], monkeypatch: pytest.MonkeyPatch, times: int

@@ -38,6 +38,8 @@ PREDICTIONS, EXIT_CURVE = "predictions.jsonl", "exit-curve.json"
 ARTIFACT_FILE = "artifact.json"
 #: Options that say where and how fast, not what: they may change when a run goes on.
 FREE = {"device", "batch_tokens", "resume", "run", "settings.save_every"}
+#: What `write` leaves of a run's first file where it is killed before the file has its name.
+_DRAFT = f"{CONFIG}.partial"
 
 
 @dataclass
@@ -64,7 +66,7 @@ class RunFolder:
         if (
             saved is None
             and path.is_dir()
-            and any(not p.name.startswith(".") for p in path.iterdir())
+            and any(not p.name.startswith(".") and p.name != _DRAFT for p in path.iterdir())
         ):
             raise UserError(f"{path} holds something else than a run. Name another folder.")
         if saved is not None:
