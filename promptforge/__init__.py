@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from promptforge.template_search import search_template as search_template
     from promptforge.tuning.compare import Comparison as Comparison
     from promptforge.tuning.compare import compare as compare
+    from promptforge.tuning.members import Ensemble as Ensemble
     from promptforge.tuning.method import TuningMethod as TuningMethod
     from promptforge.tuning.mixed import TaskExamples as TaskExamples
     from promptforge.tuning.parametrization import Parametrization as Parametrization
@@ -93,6 +94,7 @@ _HOMES = {
     "Component": "components",
     "Decoding": "generation.decoding",
     "DemonstrationSelector": "selection",
+    "Ensemble": "tuning.members",
     "Evaluation": "evaluation",
     "ExitCurve": "exits.curve",
     "ExitModel": "exits.model",

@@ -343,7 +343,8 @@ class Template:
             row: column -> value.
             labels: the task's labels, in scope as `labels`.
             words: label -> words, in scope as `words`.
-            demos: (row, label) pairs, in scope as `demos`.
+            demos: (row, label) pairs, in scope as `demos`. Where the template does not use that name
+                their prompts stand before it, one a line.
 
         Raises:
             TemplateError: with file, line and a hint.
@@ -363,7 +364,10 @@ class Template:
                 Demo(demo_row, label, words[label][0], self, {"labels": labels, "words": words})
             )
         scope["demos"] = shown
-        prompt = Prompt(tuple(self.compiled.render({**row, **scope, "row": row})))
+        parts = self.compiled.render({**row, **scope, "row": row})
+        if shown and "demos" not in self.compiled.variables:
+            parts = [p for demo in shown for p in (*demo.prompt.parts, Text("\n"))] + parts
+        prompt = Prompt(tuple(parts))
         if manager().listens("promptforge_prompt_rendered"):
             changed: Prompt | None = manager().pm.hook.promptforge_prompt_rendered(
                 prompt=prompt, row=row

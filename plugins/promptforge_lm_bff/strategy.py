@@ -16,9 +16,6 @@ from promptforge.template import Template
 from promptforge.template_search import search_template
 from promptforge.tuning.tuner import Member, Tuner, dev_score
 
-#: Put before a template that shows no demonstrations itself.
-_SHOW = "{% for demo in demos %}{{ demo.prompt }}\n{% endfor %}"
-
 
 class LmBff(Strategy):
     """Prompt-based fine-tuning with one sampled demonstration per label in every prompt.
@@ -57,7 +54,6 @@ class LmBff(Strategy):
         if self.assignments:
             candidates = self._with_words(tuner, task)
         if self.demonstrate:
-            candidates = {name: shown(one) for name, one in candidates.items()}
             tuner = self._demonstrating(tuner)
         if len(candidates) > 1 and not tuner.dev:
             raise UserError(
@@ -116,15 +112,3 @@ class LmBff(Strategy):
             for pattern, sets in found.alternatives.items()
             for i, words in enumerate(sets)
         }
-
-
-def shown(task: Task) -> Task:
-    """The task with templates that show demonstrations; those that do are left as they are."""
-    patterns = {}
-    for name, pattern in task.patterns.items():
-        old = pattern.template
-        if "demos" not in old.source:
-            made = Template(_SHOW + old.source, name=name, origin=old.origin, renderer=old.renderer)
-            pattern = replace(pattern, template=made)
-        patterns[name] = pattern
-    return replace(task, patterns=patterns)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from promptforge import Classifier, Strategy, UserError
+from promptforge.plugins import build
+from promptforge.tuning.loop import Trained
 from promptforge.tuning.members import Ensemble
 from promptforge.tuning.tuner import Member, Tuner, dev_score
 
@@ -92,21 +95,75 @@ class PromptTuning(Strategy):
 
 
 class EnsembleStrategy(Strategy):
-    """Every pattern, tuned several times, averaged."""
+    """Every pattern, tuned several times, averaged; or whole runs of another strategy.
+
+    With `of` each repetition is that strategy's classifier, PET's final model for example.
+    """
 
     name: ClassVar[str] = "ensemble"
 
     repetitions: int = Field(
         1, ge=1, description="Trainings of each pattern, with seeds of their own."
     )
+    verbalizers: list[str] = Field(
+        default_factory=list,
+        description="Every pattern is tuned with each of these; none: with the run's.",
+    )
+    of: str = Field("", description="A strategy that is run `repetitions` times; none: patterns.")
+    of_options: dict[str, Any] = Field(default_factory=dict, description="Its options.")
+
+    def check_rows(self, labelled: Sequence[object], unlabeled: Sequence[object]) -> None:
+        """As what it is made of does."""
+        if self.of:
+            self._inner().check_rows(labelled, unlabeled)
+        else:
+            super().check_rows(labelled, unlabeled)
 
     def train(self, tuner: Tuner) -> Classifier:
-        """The mean of the members' probabilities."""
-        members = [
-            Member(f"{pattern}-{r + 1}" if self.repetitions > 1 else pattern,
-                   tuner.targets(), pattern, tuner.seed + 1000 * r)
-            for pattern in tuner.task.patterns
-            for r in range(self.repetitions)
-        ]  # fmt: skip
-        made = tuner.members(members)
+        """The mean of the members' probabilities.
+
+        Raises:
+            UserError: an ensemble of ensembles, options that do not fit each other.
+        """
+        made = self._runs(tuner) if self.of else self._patterns(tuner)
         return Ensemble(made) if len(made) > 1 else next(iter(made.values()))
+
+    def _patterns(self, tuner: Tuner) -> dict[str, Classifier]:
+        made: dict[str, Classifier] = {}
+        for verbalizer in self.verbalizers or [""]:
+            begin = f"{verbalizer}-" if verbalizer else ""
+            members = [
+                Member(f"{begin}{pattern}" + (f"-{r + 1}" if self.repetitions > 1 else ""),
+                       tuner.targets(), pattern, tuner.seed + 1000 * r)
+                for pattern in tuner.task.patterns
+                for r in range(self.repetitions)
+            ]  # fmt: skip
+            own = {"verbalizer": build("verbalizer", verbalizer)} if verbalizer else {}
+            made |= tuner.with_(**own).members(members)
+        return made
+
+    def _runs(self, tuner: Tuner) -> dict[str, Classifier]:
+        if self.verbalizers:
+            raise UserError(
+                f"strategy 'ensemble': verbalizers are for patterns, and its members are runs of {self.of!r}: "
+                "choose their verbalizer with --verbalizer."
+            )
+        inner = self._inner()
+        if inner.needs_classes:
+            tuner.task.need_classes(f"strategy {self.of!r}")
+        made: dict[str, Classifier] = {}
+        for r in range(self.repetitions):
+            name, trained = f"{self.of}-{r + 1}", dict[str, Trained]()
+            folder = tuner.folder and tuner.folder / "members" / name
+            seed = tuner.seed + 1000 * r
+            made[name] = inner.train(tuner.with_(seed=seed, trained=trained, folder=folder))
+            tuner.trained.update({f"{name}/{member}": how for member, how in trained.items()})
+        return made
+
+    def _inner(self) -> Strategy:
+        if self.of == self.name:
+            raise UserError(
+                "strategy 'ensemble': of=ensemble is an ensemble of itself; name another."
+            )
+        made: Strategy = build("strategy", self.of, **self.of_options)
+        return made

@@ -302,7 +302,8 @@ class TogetherTraining(Training):
     def _look(self) -> float:
         assert self.scores is not None
         self.objective.eval()
-        found = [math.nan if score is None else score for score in self.scores()]
+        with self.precision.forward():
+            found = [math.nan if score is None else score for score in self.scores()]
         if self.accelerator.num_processes > 1:
             sent = torch.tensor(found, dtype=torch.float64, device=self.accelerator.device)
             found = broadcast(sent).tolist()

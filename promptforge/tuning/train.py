@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -14,18 +13,10 @@ from promptforge import artifact
 from promptforge.backbone.base import Backbone
 from promptforge.classifier import ENSEMBLE, Classifier, Probabilities
 from promptforge.data import Example, Row
-from promptforge.errors import UserError, did_you_mean
+from promptforge.errors import UserError, listed
 from promptforge.evaluation import AnyEvaluation
-from promptforge.exits.train import (
-    ExitTraining,
-    Joint,
-    TwoStage,
-    check_exits,
-    exit_training,
-    train_exits,
-)
+from promptforge.exits.train import ExitTraining, TwoStage, train_exits
 from promptforge.multilabel import label_sets
-from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.remote import publishing
 from promptforge.selection import DemonstrationSelector, fit_selector
@@ -34,12 +25,12 @@ from promptforge.tuning import processes
 from promptforge.tuning.backends import Backend, started
 from promptforge.tuning.loop import Trained
 from promptforge.tuning.method import TuningMethod
+from promptforge.tuning.plan import digests, drawn, planned
 from promptforge.tuning.predictions import Prediction, label_counts, predictions, write_predictions
 from promptforge.tuning.run import RESULTS, RunFolder
 from promptforge.tuning.settings import Settings
 from promptforge.tuning.strategy import Strategy
 from promptforge.tuning.tracking import Tracking, check, figures
-from promptforge.tuning.tuner import Tuner
 from promptforge.verbalizer import Verbalizer
 
 
@@ -56,6 +47,7 @@ class Run:
         task: what it was tuned for.
         size: bytes of the artifact; 0 where nothing was written.
         counts: split -> label -> rows that have it; empty where numbers are predicted.
+        digests: split -> a digest of its rows: figures of other rows are no figures of these.
         predictions: what was said of each dev and test row.
     """
 
@@ -67,6 +59,7 @@ class Run:
     task: Task | None = None
     size: int = 0
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     predictions: list[Prediction] = field(default_factory=list)
 
     @property
@@ -86,6 +79,7 @@ class Run:
             "parameters": self.parameters,
             "size": self.size,
             "counts": self.counts,
+            "digests": self.digests,
             "results": {
                 split: {
                     who: {p: e.to_json() for p, e in parts.items()} for who, parts in by.items()
@@ -169,57 +163,25 @@ def train(
             f"{processes.count()} processes for each training: choose one of the two."
         )
     tracking = _tracking(tracker, run)
-    train, dev = list(train), list(dev)
-    if shots == 0:
-        train = []
-    elif shots:
-        train, held = task.sample_shots(train, shots, seed, dev=not dev)
-        dev = dev or held
-    _check_rows(task, train, dev, test, unlabeled, report)
-    whole, task, multi, chosen_by = task, task.binary, task.multi_label, dev
-    counts = {"train": len(train), "dev": len(dev), "unlabeled": len(unlabeled)}
+    train, dev = drawn(task, train, dev, shots, seed)
+    check_rows(task, train, dev, test, unlabeled, report)
     by_label = label_counts(task, {"train": train, "dev": dev, "test": test})
-    if multi:  # what is tuned answers a question about each label
-        row_weights = [w for w in row_weights for _ in multi.labels]
-        train, dev, unlabeled = multi.questions(train), multi.questions(dev), multi.asked(unlabeled)
-    made_strategy: Strategy = build("strategy", strategy) if isinstance(strategy, str) else strategy
-    if made_strategy.needs_classes:
-        task.need_classes(f"strategy {made_strategy.name!r}")
-    made_strategy.check_rows(train, unlabeled)
-    at_exits = exit_training(exits)() if isinstance(exits, str) else exits
-    check_exits(at_exits, made_strategy, train)
-    selector = demonstrations
-    if isinstance(selector, str):
-        selector = build("demonstrations", selector)
-    if selector is not None:
-        if not train:
-            raise UserError(
-                "Demonstrations are labelled rows, and there are none: give some, or leave out "
-                "--demonstrations."
-            )
-        fit_selector(selector, train, list(task.labels), columns=task.inputs, report=report)
-    tuner = Tuner(
-        backbone=backbone,
-        task=task,
-        train=train,
-        dev=dev,
-        unlabeled=list(unlabeled),
-        settings=settings or Settings(),
-        method=build("method", method) if isinstance(method, str) else method,
-        verbalizer=build("verbalizer", verbalizer) if isinstance(verbalizer, str) else verbalizer,
-        demonstrations=selector,
-        samples=samples,
-        seed=seed,
-        folder=Path(run) if run else None,
+    told = digests({"train": train, "dev": dev, "test": test, "unlabeled": unlabeled})
+    plan = planned(
+        task, train, dev, backbone=backbone, strategy=strategy, method=method, verbalizer=verbalizer,
+        demonstrations=demonstrations, samples=samples, unlabeled=unlabeled, settings=settings,
+        shots=shots, seed=seed, class_weight=class_weight, row_weights=row_weights,
+        init_from=init_from, exits=exits, folder=Path(run) if run else None, tracking=tracking,
         report=report,
-        class_weight=_class_weights(task, train, class_weight),
-        row_weights=row_weights,
-        tracking=tracking,
-        init_from=str(init_from or ""),
-        exits=at_exits if isinstance(at_exits, Joint) else None,
-    )
+    )  # fmt: skip
+    tuner, made_strategy, at_exits = plan.tuner, plan.strategy, plan.exits
+    whole, task, multi, chosen_by = task, task.binary, task.multi_label, dev
+    if tuner.demonstrations is not None:
+        fit_selector(
+            tuner.demonstrations, tuner.train, list(task.labels), columns=task.inputs, report=report
+        )
     folder = RunFolder(Path(run)) if run and processes.is_first() else None
-    resolved = config or _config(tuner, whole, counts, made_strategy, shots, at_exits)
+    resolved = config or plan.config
     opened = folder.opened(resolved, resume=resume) if folder else nullcontext()
     with started(backend, jobs) as tuner.jobs, opened, ExitStack() as stack:
         processes.wait(backbone.device)
@@ -231,12 +193,14 @@ def train(
         seconds = time.perf_counter() - began
         untrained: Classifier | None = None
         if compare_untrained and task.patterns:
-            untrained = tuner.untrained()
+            # Zero-shot is without demonstrations, whatever the strategy shows.
+            untrained = tuner.with_(demonstrations=None).untrained()
             untrained = None if _same(untrained, classifier) else untrained
         if multi:
             classifier = label_sets(classifier, multi, chosen_by)
             untrained = untrained and label_sets(untrained, multi, chosen_by)
         made = Run(classifier, {}, tuner.trained, seconds, tuner.folder, whole, counts=by_label)
+        made.digests = told
         for split, examples in (("dev", chosen_by), ("test", test)):
             if not examples:
                 continue
@@ -274,62 +238,15 @@ def _tracking(names: Sequence[str], run: str | Path | None) -> Tracking:
 
 
 def _same(untrained: Classifier, classifier: Classifier) -> bool:
-    """Whether a strategy gave back the model as it was."""
-    return type(untrained) is type(classifier) and getattr(classifier, "weights", 0) is None
+    """Whether a strategy gave back the model as it was, and showed it no demonstrations."""
+    return (
+        type(untrained) is type(classifier)
+        and getattr(classifier, "weights", 0) is None
+        and getattr(classifier, "demonstrations", None) is None
+    )
 
 
-def _config(
-    tuner: Tuner,
-    task: Task,
-    rows: Mapping[str, int],
-    strategy: Strategy,
-    shots: int | None,
-    exits: ExitTraining | None = None,
-) -> dict[str, Any]:
-    def named(component: Any) -> dict[str, Any] | None:
-        return component and {"name": component.name, **component.model_dump(mode="json")}
-
-    return {
-        "task": task.to_json(),
-        "model": tuner.backbone.source,
-        "strategy": named(strategy),
-        "method": named(tuner.method),
-        "verbalizer": named(tuner.verbalizer),
-        "demonstrations": named(tuner.demonstrations),
-        "samples": tuner.samples,
-        "settings": tuner.settings.model_dump(),
-        "rows": dict(rows),
-        "shots": shots,
-        "seed": tuner.seed,
-        "class_weight": dict(tuner.class_weight),
-        "init_from": tuner.init_from or None,
-        **({"exits": named(exits)} if exits is not None else {}),
-    }
-
-
-def _class_weights(
-    task: Task, train: Sequence[Example], given: str | Mapping[str, float] | None
-) -> dict[str, float]:
-    if given is None:
-        return {}
-    if isinstance(given, str):
-        if given != "balanced":
-            raise UserError(
-                f"class weight {given!r}: write balanced, or label=weight for each label."
-            )
-        counts = Counter(e.label for e in train)
-        return {label: len(train) / (len(counts) * n) for label, n in counts.items()}
-    for label, weight in given.items():
-        if label not in task.labels:
-            raise UserError(
-                f"class weight for {label!r}: there is no such label.{did_you_mean(label, list(task.labels))}"
-            )
-        if not weight >= 0:
-            raise UserError(f"class weight of {label!r} is {weight}; it must be 0 or more.")
-    return dict(given)
-
-
-def _check_rows(
+def check_rows(
     task: Task,
     train: Sequence[Example],
     dev: Sequence[Example],
@@ -337,7 +254,16 @@ def _check_rows(
     unlabeled: Sequence[Row],
     report: Reporter,
 ) -> None:
-    """Warn where rows that should be apart are the same."""
+    """Refuse rows that nothing can be learned from; warn where rows that should be apart are the same."""
+    if train and task.multi_label:
+        task.multi_label.check(train, "The training table")
+    elif train and task.scale is None:
+        have = {e.label for e in train}
+        if lacking := [label for label in task.labels if label not in have]:
+            raise UserError(
+                f"No training row has the label {listed(lacking)}; the {len(train)} rows have "
+                f"{listed(sorted(have))}. Add rows, or take the label out of the task."
+            )
 
     def key(row: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(str(row.get(column)) for column in task.inputs)
