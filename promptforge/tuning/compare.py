@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 
 from promptforge.backbone.base import Backbone
-from promptforge.components import parse_options
+from promptforge.components import Component, parse_options
 from promptforge.data import Example, Row
 from promptforge.errors import UserError
 from promptforge.evaluation import MultiLabelEvaluation, paired
 from promptforge.plugins import build, component
 from promptforge.progress import Reporter
-from promptforge.remote import publish, publishing
+from promptforge.remote import publish, publishing, url_of
 from promptforge.task import Task
 from promptforge.tuning import jobs as job_queue
 from promptforge.tuning.backends import Backend, started
-from promptforge.tuning.run import RESULTS, RunFolder
+from promptforge.tuning.plan import wanted
+from promptforge.tuning.run import CONFIG, RunFolder, differences
 from promptforge.tuning.train import train
 
 ROLES = ("strategy", "method", "verbalizer", "demonstrations")
@@ -72,6 +73,12 @@ class Contender:
                 pairs.append(pair)
         classes = {role: component(role, chosen) for role, chosen in components.items()}
         return cls(text, components, parse_options(pairs, classes), samples)
+
+    @classmethod
+    def of(cls, text: str, made: Mapping[str, Component], samples: int = 1) -> Contender:
+        """One of components, role -> component, that were built already."""
+        options = {role: one.model_dump(exclude_unset=True) for role, one in made.items()}
+        return cls(text, {role: one.name for role, one in made.items()}, options, samples)
 
     def build(self) -> dict[str, Any]:
         """Fresh components."""
@@ -201,13 +208,15 @@ def compare(
         rows: labelled rows; with `shots`, drawn from with each seed.
         contenders: see `Contender.parse`.
         label_cost: contender -> numbers of shots to try it with as well (a baseline's curve).
-        folder: a folder or URL; keeps a run per cell; cells that are there are read, never trained again.
+        folder: a folder or URL; keeps a run per cell; cells that are there are read, never trained
+            again, where their options and rows are these.
         jobs, backend: cells trained at the same time, and where; as for `train`. The members of the
             only cell that is left are trained so, too.
         options: further arguments of `train` (settings, class_weight).
 
     Raises:
-        UserError: no test rows, a contender that does not exist, too few rows, no such backend.
+        UserError: no test rows, a contender that does not exist, too few rows, no such backend, a cell
+            of other options or rows in the folder.
     """
     report = report or Reporter()
     made = [c if isinstance(c, Contender) else Contender.parse(c) for c in contenders]
@@ -215,8 +224,7 @@ def compare(
         raise UserError("A comparison needs test rows: give --test FILE.")
     if len({c.text for c in made}) < len(made):
         raise UserError("The same strategy is named twice.")
-    kind = "numbers" if task.scale else "label sets" if task.multi_label else "classes"
-    out = Comparison(task.name, len(test), _majority(task, test), figures=FIGURES[kind])
+    out = Comparison(task.name, len(test), _majority(task, test), figures=FIGURES[kind_of(task)])
     plan = [(c, shots or 0) for c in made]
     for text, sizes in (label_cost or {}).items():
         plan += [
@@ -228,41 +236,64 @@ def compare(
         if size:  # said before hours of work
             task.sample_shots(rows, size, 0, dev=not dev)
     todo = [
-        _Job(_file_name(f"{c.text}-{size}-{seed}"), c, size, seed)
+        Job(_file_name(f"{c.text}-{size}-{seed}"), c, size or None, seed)
         for c, size in plan
         for seed in seeds
     ]
     common = {"dev": dev, "test": test, "unlabeled": unlabeled, **options}
     with started(backend, jobs) as many:
-        done = _trained(task, rows, todo, backbone, many, folder, report, common)
+        done = trained(
+            task, rows, todo, backbone=backbone, jobs=many, folder=folder, report=report, **common
+        )
     out.cells = [_cell(job, done[job.name], out.figures) for job in todo]
     return out
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A cell to be trained; its name is its folder's."""
+class Job:
+    """A contender to be trained with a seed; the name is its run's folder.
+
+    Attributes:
+        shots: as for `train`: None: all rows, 0: none.
+    """
 
     name: str
     contender: Contender
-    size: int
+    shots: int | None
     seed: int
 
+    def arguments(self) -> dict[str, Any]:
+        """What `train` is given of it, with fresh components."""
+        own = {"shots": self.shots, "seed": self.seed, "samples": self.contender.samples}
+        return {**self.contender.build(), **own}
 
-def _trained(
+
+@publishing("folder")
+def trained(
     task: Task,
     rows: Sequence[Example],
-    todo: Sequence[_Job],
+    todo: Sequence[Job],
+    *,
     backbone: Backbone,
-    jobs: int,
-    folder: str | Path | None,
+    jobs: int = 1,
+    folder: str | Path | None = None,
+    option: str = "--folder",
     report: Reporter,
-    common: dict[str, Any],
+    **common: Any,
 ) -> dict[str, dict[str, Any]]:
-    """The results of each cell by its name: read where there are some, else trained."""
+    """The results of each job by its name: read where there are some, else trained.
+
+    Args:
+        jobs: trained at the same time; where one is left, its members.
+        folder: a folder or URL that has the jobs' folders.
+        option: what names that folder on the command line.
+        common: arguments of `train` for all of them.
+
+    Raises:
+        UserError: a job's folder has a run of other options or rows.
+    """
     home = Path(folder).absolute() if folder else None
-    read = {job.name: RunFolder(home / job.name).read(RESULTS) if home else None for job in todo}
-    done = {name: results for name, results in read.items() if results is not None}
+    done = _found(task, rows, todo, backbone, home, Path(folder or ""), option, common)
     open_ = [job for job in todo if job.name not in done]
     work = partial(_train_cell, task, rows, common)
     if jobs > 1 and len(open_) > 1 and job_queue.can_send(backbone, report):
@@ -271,10 +302,45 @@ def _trained(
             report=report, what="Training", unit="cells",
         )  # fmt: skip
     for job in open_:
-        report.note(f"{job.contender.text}, {job.size or 'all'} rows a label, seed {job.seed}")
+        many = "no" if job.shots == 0 else job.shots or "all"
+        report.note(f"{job.contender.text}, {many} rows a label, seed {job.seed}")
         # The members of a cell that is alone may be trained side by side.
         own = partial(_train_cell, task, rows, {**common, "jobs": jobs, "report": report})
         done[job.name] = own(backbone, home, job.name, job)
+    return done
+
+
+def _found(
+    task: Task,
+    rows: Sequence[Example],
+    todo: Sequence[Job],
+    backbone: Backbone,
+    home: Path | None,
+    shown: Path,
+    option: str,
+    common: dict[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """The results of the jobs that are done, where they and those under way are what is wanted."""
+    done: dict[str, dict[str, Any]] = {}
+    others: dict[str, str] = {}
+    for job in todo if home else ():
+        assert home is not None
+        folder = RunFolder(home / job.name)
+        saved = folder.read(CONFIG)
+        if saved is None:
+            continue
+        results = folder.results
+        config, rows_now = wanted(task, rows, backbone=backbone, **job.arguments(), **common)
+        if other := differences(saved, config, results, rows_now):
+            others[url_of(folder.path) or str(shown / job.name)] = other
+        elif results is not None:
+            done[job.name] = results
+    if others:
+        (place, what), *more = others.items()
+        raise UserError(
+            f"The run in {place} has {what}{f' (and {len(more)} more there)' if more else ''}. Give "
+            f"the same again, name another folder with {option}, or delete {place} to train it anew."
+        )
     return done
 
 
@@ -285,17 +351,21 @@ def _train_cell(
     backbone: Backbone,
     folder: Path | None,
     name: str,
-    job: _Job,
+    job: Job,
 ) -> dict[str, Any]:
     home = folder / name if folder else None
     run = train(
-        task, rows, backbone=backbone, shots=job.size or None, seed=job.seed,
-        samples=job.contender.samples, run=home, resume=home is not None and home.exists(),
-        **job.contender.build(), **common,
+        task, rows, backbone=backbone, run=home, resume=home is not None and home.exists(),
+        **job.arguments(), **common,
     )  # fmt: skip
     if home:
         publish(home)
     return run.to_json()
+
+
+def kind_of(task: Task) -> str:
+    """What the task predicts, as `FIGURES` names it."""
+    return "numbers" if task.scale else "label sets" if task.multi_label else "classes"
 
 
 def _majority(task: Task, test: Sequence[Example]) -> float:
@@ -309,12 +379,12 @@ def _majority(task: Task, test: Sequence[Example]) -> float:
     return max(Counter(example.label for example in test).values()) / len(test)
 
 
-def _cell(job: _Job, done: dict[str, Any], figures: tuple[str, str]) -> Cell:
+def _cell(job: Job, done: dict[str, Any], figures: tuple[str, str]) -> Cell:
     by = done["results"]["test"]
     # A correlation with a constant is not defined, and says as much as none.
     score, other = (list(by["tuned"].values())[-1][figure] or 0.0 for figure in figures)
     before = list(by["zero-shot"].values())[-1][figures[0]] or 0.0 if "zero-shot" in by else None
-    return Cell(job.contender.text, job.seed, job.size, score, other, done["seconds"], before)
+    return Cell(job.contender.text, job.seed, job.shots or 0, score, other, done["seconds"], before)
 
 
 def _reached(curve: Sequence[tuple[int, float]], score: float) -> float | None:

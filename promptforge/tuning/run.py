@@ -76,9 +76,7 @@ class RunFolder:
                     f"A run {state} in {path}. Go on with it with --resume, or name another folder "
                     f"with {self.option}."
                 )
-            begun, now = flat(saved), flat(wanted)
-            other = sorted(k for k in {*begun, *now} - FREE if begun.get(k) != now.get(k))
-            if other:
+            if other := list(changed(saved, wanted)):
                 raise UserError(
                     f"The run in {path} was begun with other options: {listed(other, 20)}. Give the same "
                     f"again, or name another folder with {self.option}."
@@ -196,6 +194,41 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         out |= flat(inner, f"{prefix}.{key}" if prefix else str(key))
     return out
+
+
+def changed(saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Option -> (what a saved config has, what another says), where they differ and must not."""
+    # As JSON both: what was saved knows no tuples.
+    begun, now = flat(saved), flat(json.loads(json.dumps(config, default=str)))
+    options = sorted({*begun, *now} - FREE)
+    return {k: (begun.get(k), now.get(k)) for k in options if begun.get(k) != now.get(k)}
+
+
+def differences(
+    saved: Mapping[str, Any],
+    config: Mapping[str, Any],
+    results: Mapping[str, Any] | None,
+    rows: Mapping[str, str],
+) -> str:
+    """In what a run is not the wanted one, for a message; "" where it is."""
+    other = []
+    if options := changed(saved, config):
+        pairs = [
+            f"{name!r} ({_short(a)} there, {_short(b)} now)" for name, (a, b) in options.items()
+        ]
+        other.append(f"other options: {', '.join(pairs[:6])}{', ...' if len(pairs) > 6 else ''}")
+    if results is not None:
+        had = results.get("digests")
+        if had is None:
+            other.append("no record of the rows that it was measured on")
+        elif splits := sorted(k for k in {*had, *rows} if had.get(k) != rows.get(k)):
+            other.append(f"other rows: {listed(splits)}")
+    return " and ".join(other)
+
+
+def _short(value: object, most: int = 40) -> str:
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def environment() -> dict[str, Any]:

@@ -1,0 +1,223 @@
+"""What a training is made of, before anything is trained: its rows, its tuner, its `config.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from promptforge.backbone.base import Backbone
+from promptforge.data import Example, Row
+from promptforge.errors import UserError, did_you_mean
+from promptforge.exits.train import ExitTraining, Joint, check_exits, exit_training
+from promptforge.plugins import build
+from promptforge.progress import Reporter
+from promptforge.selection import DemonstrationSelector
+from promptforge.task import Task
+from promptforge.tuning.method import TuningMethod
+from promptforge.tuning.settings import Settings
+from promptforge.tuning.strategy import Strategy
+from promptforge.tuning.tracking import Tracking
+from promptforge.tuning.tuner import Tuner
+from promptforge.verbalizer import Verbalizer
+
+#: Arguments of a training that say where, how fast and what is told, and not what it makes.
+HOW = {"jobs", "backend", "tracker", "compare_untrained", "report"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training that has not begun.
+
+    Attributes:
+        tuner: what the strategy works with; its demonstrations are not fitted yet.
+        strategy: how it is trained.
+        exits: how exits are, or None.
+        config: what `config.json` says of it.
+    """
+
+    tuner: Tuner
+    strategy: Strategy
+    exits: ExitTraining | None
+    config: dict[str, Any]
+
+
+def drawn(
+    task: Task, train: Sequence[Example], dev: Sequence[Example], shots: int | None, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """The rows to train on and to choose by: `shots` of each label where it is given, 0: none."""
+    train, dev = list(train), list(dev)
+    if shots == 0:
+        return [], dev
+    if shots:
+        train, held = task.sample_shots(train, shots, seed, dev=not dev)
+        dev = dev or held
+    return train, dev
+
+
+def digests(splits: Mapping[str, Sequence[Example | Row]]) -> dict[str, str]:
+    """Split -> a digest of its rows and their labels, in order; splits without rows are left out."""
+    out = {}
+    for name, rows in splits.items():
+        digest = hashlib.sha256()
+        for row in rows:
+            told: Any = row
+            if isinstance(row, Example):
+                told = [row.row, row.label, row.value, row.labels]
+            text = json.dumps(told, sort_keys=True, ensure_ascii=False, default=str)
+            digest.update(f"{text}\n".encode("utf-8", "surrogatepass"))
+        if rows:
+            out[name] = digest.hexdigest()[:32]
+    return out
+
+
+def planned(
+    task: Task,
+    train: Sequence[Example],
+    dev: Sequence[Example],
+    *,
+    backbone: Backbone,
+    strategy: str | Strategy = "prompt",
+    method: str | TuningMethod = "all",
+    verbalizer: str | Verbalizer = "manual",
+    demonstrations: str | DemonstrationSelector | None = None,
+    samples: int = 1,
+    unlabeled: Sequence[Row] = (),
+    settings: Settings | None = None,
+    shots: int | None = None,
+    seed: int = 13,
+    class_weight: str | Mapping[str, float] | None = None,
+    row_weights: Sequence[float] = (),
+    init_from: str | Path | None = None,
+    exits: str | ExitTraining | None = None,
+    folder: Path | None = None,
+    tracking: Tracking | None = None,
+    report: Reporter | None = None,
+) -> Plan:
+    """The plan of `promptforge.train` with these arguments, on rows that `drawn` gave.
+
+    Raises:
+        UserError: rows or options that do not fit.
+    """
+    counts = {"train": len(train), "dev": len(dev), "unlabeled": len(unlabeled)}
+    whole, task, multi = task, task.binary, task.multi_label
+    if multi:  # what is tuned answers a question about each label
+        row_weights = [w for w in row_weights for _ in multi.labels]
+        train, dev, unlabeled = multi.questions(train), multi.questions(dev), multi.asked(unlabeled)
+    made: Strategy = build("strategy", strategy) if isinstance(strategy, str) else strategy
+    if made.needs_classes:
+        task.need_classes(f"strategy {made.name!r}")
+    made.check_rows(train, unlabeled)
+    at_exits = exit_training(exits)() if isinstance(exits, str) else exits
+    check_exits(at_exits, made, train)
+    selector = demonstrations
+    if isinstance(selector, str):
+        selector = build("demonstrations", selector)
+    if selector is not None and not train:
+        raise UserError(
+            "Demonstrations are labelled rows, and there are none: give some, or leave out "
+            "--demonstrations."
+        )
+    tuner = Tuner(
+        backbone=backbone,
+        task=task,
+        train=list(train),
+        dev=list(dev),
+        unlabeled=list(unlabeled),
+        settings=settings or Settings(),
+        method=build("method", method) if isinstance(method, str) else method,
+        verbalizer=build("verbalizer", verbalizer) if isinstance(verbalizer, str) else verbalizer,
+        demonstrations=selector,
+        samples=samples,
+        seed=seed,
+        folder=folder,
+        report=report or Reporter(),
+        class_weight=_class_weights(task, train, class_weight),
+        row_weights=row_weights,
+        tracking=tracking or Tracking(),
+        init_from=str(init_from or ""),
+        exits=at_exits if isinstance(at_exits, Joint) else None,
+    )
+    return Plan(tuner, made, at_exits, _config(tuner, whole, counts, made, shots, at_exits))
+
+
+def wanted(
+    task: Task,
+    train: Sequence[Example],
+    *,
+    dev: Sequence[Example] = (),
+    test: Sequence[Example] = (),
+    unlabeled: Sequence[Row] = (),
+    shots: int | None = None,
+    seed: int = 13,
+    config: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """The `config.json` and the digests of rows that `promptforge.train` would leave; nothing is trained.
+
+    Raises:
+        UserError: as `promptforge.train`, before it trains.
+    """
+    options = {name: value for name, value in options.items() if name not in HOW}
+    train, dev = drawn(task, train, dev, shots, seed)
+    told = digests({"train": train, "dev": dev, "test": test, "unlabeled": unlabeled})
+    if config is None:
+        config = planned(
+            task, train, dev, unlabeled=unlabeled, shots=shots, seed=seed, **options
+        ).config
+    return config, told
+
+
+def _config(
+    tuner: Tuner,
+    task: Task,
+    rows: Mapping[str, int],
+    strategy: Strategy,
+    shots: int | None,
+    exits: ExitTraining | None = None,
+) -> dict[str, Any]:
+    def named(component: Any) -> dict[str, Any] | None:
+        return component and {"name": component.name, **component.model_dump(mode="json")}
+
+    return {
+        "task": task.to_json(),
+        "model": tuner.backbone.source,
+        "strategy": named(strategy),
+        "method": named(tuner.method),
+        "verbalizer": named(tuner.verbalizer),
+        "demonstrations": named(tuner.demonstrations),
+        "samples": tuner.samples,
+        "settings": tuner.settings.model_dump(),
+        "rows": dict(rows),
+        "shots": shots,
+        "seed": tuner.seed,
+        "class_weight": dict(tuner.class_weight),
+        "init_from": tuner.init_from or None,
+        **({"exits": named(exits)} if exits is not None else {}),
+    }
+
+
+def _class_weights(
+    task: Task, train: Sequence[Example], given: str | Mapping[str, float] | None
+) -> dict[str, float]:
+    if given is None:
+        return {}
+    if isinstance(given, str):
+        if given != "balanced":
+            raise UserError(
+                f"class weight {given!r}: write balanced, or label=weight for each label."
+            )
+        counts = Counter(e.label for e in train)
+        return {label: len(train) / (len(counts) * n) for label, n in counts.items()}
+    for label, weight in given.items():
+        if label not in task.labels:
+            raise UserError(
+                f"class weight for {label!r}: there is no such label.{did_you_mean(label, list(task.labels))}"
+            )
+        if not weight >= 0:
+            raise UserError(f"class weight of {label!r} is {weight}; it must be 0 or more.")
+    return dict(given)
