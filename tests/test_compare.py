@@ -16,7 +16,7 @@ import tiny
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from promptforge import Comparison, Scale, Settings, Task, UserError, compare
+from promptforge import Comparison, Scale, Settings, Task, UserError, compare, train
 from promptforge.evaluation import paired
 from promptforge.tuning.compare import Cell, Contender
 from promptforge.tuning.run import RESULTS, RunFolder
@@ -139,3 +139,71 @@ def test_command_on_label_sets(command: Command, tiny_model: Folder, tmp_path: P
     assert "micro-F1" in shown and "most frequent labels" in shown
     (line,) = command(*base, "--json").json["summary"]
     assert 0 <= line["micro_f1"] <= 1 and "accuracy" not in line
+
+
+def test_a_cell_of_other_options_or_rows_is_no_cell_of_these(
+    command: Command, tiny_model: Folder, reviews: Path
+) -> None:
+    base = ("compare", reviews, "--model", tiny_model("bert"), "--pattern", "it-was", "--seeds", "1",
+            "--shots", "4", "--folder", "cells", "--strategy", "prompt", "--json")  # fmt: skip
+    first = command(*base, "--steps", 1, "--limit", 30).json
+
+    def said(*more: Any) -> str:
+        ran = command(*base, *more)
+        assert (ran.code, ran.out) == (2, "") and "--run" not in ran.err, ran.err
+        assert "cells/prompt-4-1" in ran.err and "--folder" in ran.err and "delete" in ran.err
+        return str(ran.err)
+
+    err = said("--steps", 2, "--limit", 5)
+    assert "'settings.steps' (1 there, 2 now)" in err and "other rows: 'test'" in err
+    assert "settings" not in said("--steps", 1, "--limit", 29)
+    assert "'settings.learning_rate'" in said("--steps", 1, "--limit", 30, "--learning-rate", "0.1")
+    assert "'model.name'" in said("--steps", 1, "--limit", 30, "--model", tiny_model("roberta"))
+    dev = ("--dev", reviews / "dev.csv", "--limit", 30, "--steps", 1)
+    assert "other rows: 'dev'" in said(*dev)
+    # Of a cell that has not ended, too.
+    Path("cells/prompt-4-1/results.json").unlink()
+    assert "'settings.steps' (1 there, 2 now)" in said("--steps", 2, "--limit", 30)
+    again = command(*base, "--steps", 1, "--limit", 30).json
+    assert again["summary"][0]["accuracy"] == first["summary"][0]["accuracy"]
+    # Other training rows under the same names.
+    train = reviews / "train.csv"
+    train.write_text(train.read_text(encoding="utf-8").replace(" the ", " thy "), encoding="utf-8")
+    assert "other rows: 'dev', 'train'" in said("--steps", 1, "--limit", 30)
+
+
+def test_figures_of_rows_that_nobody_recorded_are_not_reused(tmp_path: Path) -> None:
+    task = Task.load(tiny.EXAMPLES).choose(["it-was"])
+    options: dict[str, Any] = {
+        "backbone": tiny.backbone("bert"), "test": task.examples("test")[:20], "shots": 4,
+        "seeds": (1,), "folder": tmp_path, "settings": Settings(steps=1),
+    }  # fmt: skip
+    compare(task, task.examples("train"), ["prompt"], **options)
+    folder = RunFolder(tmp_path / "prompt-4-1")
+    results = folder.results
+    assert results is not None
+    del results["digests"]
+    folder.write(RESULTS, results)
+    with pytest.raises(UserError, match="no record of the rows"):
+        compare(task, task.examples("train"), ["prompt"], **options)
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    command: Command, tiny_model: Folder, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = ("compare", reviews, "--model", tiny_model("bert"), "--pattern", "it-was", "--seeds", "1,2",
+            "--shots", "4", "--steps", "1", "--strategy", "prompt", "--folder", "cells")  # fmt: skip
+
+    def second(*given: Any, **more: Any) -> Any:
+        if more["seed"] == 2:
+            raise KeyboardInterrupt
+        return train(*given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("promptforge.tuning.compare.train", second)
+        ran = command(*base)
+    assert ran.code == 130
+    assert "kept in cells: go on with the same command." in ran.err and "--resume" not in ran.err
+    before = Path("cells/prompt-4-1/results.json").stat().st_mtime_ns
+    assert len(command(*base, "--json").json["cells"]) == 2
+    assert Path("cells/prompt-4-1/results.json").stat().st_mtime_ns == before

@@ -11,7 +11,7 @@ from promptforge.cli.common import console, json_option, percent, plain, print_j
 from promptforge.cli.config import with_config
 from promptforge.cli.options import job_options, model_options, task_options
 from promptforge.cli.setup import backend_of, load, open_task
-from promptforge.cli.train import class_weight, setting_options, settings_of, splits
+from promptforge.cli.train import class_weight, kept, setting_options, settings_of, splits
 from promptforge.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ TITLES = {
 @setting_options
 @click.option(
     "--folder",
-    help="Folder or URL; keeps a run per cell; a cell is never trained twice. [default: runs/compare-TASK]",
+    help="Folder or URL; keeps a run per cell; a cell is never trained twice, and cells of other options "
+    "or rows are refused. [default: runs/compare-TASK]",
 )
 @model_options
 @json_option
@@ -75,13 +76,16 @@ def compare(as_json: bool, strategies: tuple[str, ...], **params: Any) -> None:
         if params["label_cost"]
         else None
     )
-    found = run(
-        setup.task, rows, contenders, backbone=load(params, report, setup.task), test=test, dev=dev,
-        unlabeled=setup.unlabeled() or [], shots=params["shots"], label_cost=cost,
-        seeds=numbers("--seeds", params["seeds"]), settings=settings_of(params, setup),
-        class_weight=class_weight(params["class_weight"]), jobs=params["jobs"], backend=backend, report=report,
-        folder=params["folder"] or f"runs/compare-{setup.task.name}",
-    )  # fmt: skip
+    folder = params["folder"] or f"runs/compare-{setup.task.name}"
+    backbone = load(params, report, setup.task)
+    with kept(folder, report, "the same command"):
+        found = run(
+            setup.task, rows, contenders, backbone=backbone, test=test, dev=dev,
+            unlabeled=setup.unlabeled() or [], shots=params["shots"], label_cost=cost,
+            seeds=numbers("--seeds", params["seeds"]), settings=settings_of(params, setup),
+            class_weight=class_weight(params["class_weight"]), jobs=params["jobs"], backend=backend,
+            report=report, folder=folder,
+        )  # fmt: skip
     worth = found.worth("finetune") if cost else None
     if as_json:
         print_json({**found.to_json(), "worth": worth})

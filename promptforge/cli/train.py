@@ -207,12 +207,14 @@ def launched(params: dict[str, Any]) -> Reporter:
 
 
 @contextmanager
-def kept(folder: str | Path, report: Reporter) -> Iterator[None]:
+def kept(
+    folder: str | Path, report: Reporter, again: str = "the same command and --resume"
+) -> Iterator[None]:
     """Says, where a training is interrupted, how to go on with it."""
     try:
         yield
     except KeyboardInterrupt:
-        report.note(f"What was done is kept in {folder}: go on with the same command and --resume.")
+        report.note(f"What was done is kept in {folder}: go on with {again}.")
         raise
 
 

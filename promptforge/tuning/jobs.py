@@ -214,7 +214,8 @@ def _explained() -> Iterator[None]:
             raise
         raise PromptForgeError(
             f"A worker process was lost and its job could not be done elsewhere ({kind}). Is there enough "
-            "memory for that many --jobs? What was finished is kept: go on with the same command and --resume."
+            "memory for that many --jobs? What was finished is kept: go on with the same command, and with "
+            "--resume where it has that."
         ) from error
 
 
