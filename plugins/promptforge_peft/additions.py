@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from promptforge import Backbone, PromptForgeError, UserError
 from promptforge.backbone import Addition, Delta, Folded
 from promptforge.backbone.addition import Computed
+from promptforge.errors import listed
 from promptforge_peft.injection import ADAPTER, class_of, injected
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -225,7 +226,8 @@ def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     """Configuration and tensors of an adapter as peft saves it.
 
     Raises:
-        UserError: a kind that no model can be given here; tensors that are pickled, or none.
+        UserError: a kind that no model can be given here; tensors that are pickled, none, or hold
+            values that are no numbers.
         PromptForgeError: its files are damaged.
     """
     try:
@@ -240,20 +242,33 @@ def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
             f"{folder} has no {TENSORS}. Only that is read: what is pickled (.bin) could run code."
         )
     try:
-        return config, load_file(folder / TENSORS)
+        tensors = load_file(folder / TENSORS)
     except (OSError, SafetensorError) as error:
         raise PromptForgeError(f"{folder / TENSORS} is damaged: {error}.") from None
+    # As floats: some types of eight bits cannot be asked.
+    if strange := [n for n, v in tensors.items() if not bool(torch.isfinite(v.float()).all())]:
+        raise UserError(
+            f"{folder} holds values that are no numbers (in {listed(strange, 3)}): its training went "
+            "wrong. Train it again, with a lower learning rate."
+        )
+    return config, tensors
 
 
 def addition(
-    backbone: Backbone, config: Config, tensors: Mapping[str, Tensor] | None = None
+    backbone: Backbone,
+    config: Config,
+    tensors: Mapping[str, Tensor] | None = None,
+    origin: str = "The adapter",
 ) -> PeftDeltas | Injected:
     """What a configuration of peft adds: deltas where these say the same, else peft's modules.
 
+    Args:
+        origin: what errors call the tensors.
+
     Raises:
-        UserError: peft cannot put it into this model.
+        UserError: peft cannot put it into this model; tensors are missing or are of another model.
     """
-    model, undo = injected(backbone, config, tensors)
+    model, undo = injected(backbone, config, tensors, origin=origin)
     try:
         found = _deltas(model, backbone)
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 import peft
 import torch
 from peft import PeftConfig, PeftModel
-from peft.utils import set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from promptforge import Backbone, UserError
@@ -97,16 +97,18 @@ def injected(
     tensors: Mapping[str, Tensor] | None = None,
     *,
     copied: bool = False,
+    origin: str = "The adapter",
 ) -> tuple[PeftModel, Callable[[], None]]:
     """The model with peft's modules in it, and what takes them out.
 
     Args:
         tensors: their state, by peft's names; None: as peft starts them.
         copied: work on a copy of the model's own weights: they are about to be merged.
+        origin: what errors call the state.
 
     Raises:
-        UserError: peft cannot put these into this model; the state is of another shape; whole
-            modules beside the model's own.
+        UserError: peft cannot put these into this model; the state is of another shape, lacks
+            tensors or has others; whole modules beside the model's own.
     """
     model, _ = backbone.model, backbone.matrices  # under the model's own names
     parts = [(m, dict(m._modules), dict(m._parameters)) for m in model.modules()]
@@ -143,7 +145,9 @@ def injected(
         # A state that is loaded must not move the random numbers of what comes after it.
         with (
             warnings.catch_warnings(),
-            torch.random.fork_rng(devices=_devices(backbone)) if tensors else nullcontext(),
+            torch.random.fork_rng(devices=_devices(backbone))
+            if tensors is not None
+            else nullcontext(),
         ):
             warnings.simplefilter("ignore")
             made = peft.get_peft_model(
@@ -155,8 +159,8 @@ def injected(
         for parameter, value, _ in values:
             if parameter.requires_grad and parameter.data is not value:
                 parameter.data = parameter.data.clone()
-        if tensors:
-            _load(made, tensors)
+        if tensors is not None:
+            _load(made, tensors, origin)
         made.to(backbone.device).train(model.training)
     except UserError:
         undo()
@@ -178,17 +182,48 @@ def injected(
     return made, undo
 
 
-def _load(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
+def _load(model: PeftModel, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Give peft's modules their state, all of it and nothing else."""
+    expected = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    own = model.state_dict()
+    # peft saves embeddings that it did not train too, and would write them over the model's own.
+    beside = {n for n in tensors if n in own and n not in expected}
+    for name in sorted(beside):
+        if not torch.equal(tensors[name].to(own[name]), own[name]):
+            raise UserError(
+                f"{origin} has the model's own {name.removeprefix('base_model.model.')!r} with other values: "
+                "an adapter only adds to a model here. Save it with save_embedding_layers=False, or "
+                "merge it with peft and use the folder as --model."
+            )
+    given = {name: tensor for name, tensor in tensors.items() if name not in beside}
     try:
-        told = set_peft_model_state_dict(model, dict(tensors), adapter_name=ADAPTER)
+        told = set_peft_model_state_dict(model, given, adapter_name=ADAPTER)
+    except KeyError as error:  # some kinds look for theirs by name
+        raise _lacking(origin, [str(error.args[0])]) from None
     except RuntimeError as error:
         raise UserError(
-            f"The adapter is of another shape: {str(error).splitlines()[-1].strip()}"
+            f"{origin} is of another shape: {str(error).splitlines()[-1].strip()}"
         ) from None
     if told.unexpected_keys:
         raise UserError(
-            f"The adapter has {told.unexpected_keys[0]!r}, which this model has no place for."
+            f"{origin} has {told.unexpected_keys[0]!r}, which this model has no place for."
         )
+    # Adapters of older versions have other names for some tensors, which peft turns into today's: a
+    # tensor is missing where it is there by neither name. What peft packs (VB-LoRA's top weights) is
+    # known by its packed name alone.
+    rename = type(model.base_model)._remove_adapter_name_from_key
+    unset = {rename(name, ADAPTER) for name in told.missing_keys}
+    known = {rename(name, ADAPTER) for name in own}
+    missing = [n for n in expected if n not in given and (n in unset or n not in known)]
+    if missing:
+        raise _lacking(origin, missing)
+
+
+def _lacking(origin: str, names: list[str]) -> UserError:
+    return UserError(
+        f"{origin} lacks tensors that its configuration asks for: {listed(names, 3)}. Save it again "
+        "with peft's save_pretrained."
+    )
 
 
 def _devices(backbone: Backbone) -> list[torch.device]:

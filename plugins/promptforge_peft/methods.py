@@ -67,7 +67,7 @@ class PeftMethod(TuningMethod):
         """
         if not (folder / CONFIG).is_file():
             return None
-        made = addition(backbone, *read_folder(folder))
+        made = addition(backbone, *read_folder(folder), origin=str(folder))
         made.made_by = {"name": self.name, "options": self.model_dump(mode="json")}
         return made
 
