@@ -32,6 +32,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "prompt-tuning": ("prompt-tuning", {"tokens": 4}),
     "residual": ("prompt-tuning", {"tokens": 4, "parametrization": "mlp"}),
     "low-rank": ("prompt-tuning", {"tokens": 4, "parametrization": "low-rank"}),
+    "p-tuning": ("p-tuning", {"tokens": 4}),
     "unfrozen": ("prompt-tuning", {"tokens": 4, "model": "all"}),
     "mam": ("mam", {"methods": {"prefix": {"length": 3}, "scaled-parallel": {"size": 4}}}),
 }

@@ -50,7 +50,8 @@ class LSTM(Parametrization):
     """A bidirectional LSTM of two layers and a two-layer network over trained inputs.
 
     P-tuning (Liu et al. 2021, "GPT understands, too", section 3.2). The inputs start at the given
-    vectors; what comes out does not.
+    vectors, and what the networks make of them is added to these. The last layer starts at zero, so
+    training begins at the given vectors.
     """
 
     name: ClassVar[str] = "lstm"
@@ -98,16 +99,20 @@ class _LowRank(nn.Module):
         return changed
 
 
-class _LSTM(_Vectors):
+class _LSTM(nn.Module):
     def __init__(self, start: Tensor, hidden: int, layers: int) -> None:
-        super().__init__(start)
+        super().__init__()
         width = start.shape[1]
+        # Fixed, so that all that is learned goes through the networks, as in the paper.
+        self.vectors = nn.Buffer(start.detach().clone())
+        self.inputs = nn.Parameter(start.detach().clone())
         self.lstm = nn.LSTM(width, hidden, layers, bidirectional=True, batch_first=True).to(start)
-        self.net = nn.Sequential(
-            nn.Linear(2 * hidden, width), nn.ReLU(), nn.Linear(width, width)
-        ).to(start)
+        last = nn.Linear(width, width)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.net = nn.Sequential(nn.Linear(2 * hidden, width), nn.ReLU(), last).to(start)
 
     def forward(self) -> Tensor:
-        read, _ = self.lstm(self.vectors[None])
-        made: Tensor = self.net(read[0])
+        read, _ = self.lstm(self.inputs[None])
+        made: Tensor = self.vectors + self.net(read[0])
         return made
