@@ -10,8 +10,18 @@ import pytest
 import tiny
 from promptforge_verbalizers.manual import ManualVerbalizer
 
-from promptforge import PromptModel, Settings, Task, UserError, search_template, search_verbalizer
+from promptforge import (
+    PromptModel,
+    Settings,
+    Task,
+    UserError,
+    load_model,
+    search_template,
+    search_verbalizer,
+)
 from promptforge.plugins import build
+from promptforge.template import Template
+from promptforge.tuning.loop import Trained, Training
 from promptforge.tuning.rerank import rerank_words, template_rank
 from promptforge.tuning.tuner import Tuner, dev_score
 
@@ -128,3 +138,145 @@ def test_commands(command: Command, tiny_model: Folder, reviews: Path) -> None:
     assert trained.json["results"]["test"]["tuned"]
     ran = command("evaluate", trained.json["run"], "--data", reviews / "test.csv", "--json")
     assert ran.json == dict(trained.json["results"]["test"]["tuned"].items())
+
+
+# --- candidates are tuned once ---------------------------------------------------------------
+
+
+class Trainings(list[str]):
+    """What was trained; after `most` of them comes Ctrl-C."""
+
+    most = 1000
+
+    def anew(self, most: int = 1000) -> None:
+        self.most = most
+        self.clear()
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> Trainings:
+    made, real = Trainings(), Training.run
+
+    def run(self: Training, label: str = "") -> Trained:
+        if len(made) == made.most:
+            raise KeyboardInterrupt
+        trained = real(self, label)
+        made.append(label)
+        return trained
+
+    monkeypatch.setattr(Training, "run", run)
+    return made
+
+
+def test_words_are_tuned_once_in_a_folder(tmp_path: Path, trainings: Trainings) -> None:
+    made = tuner()
+    words = search_verbalizer(made.untrained(), made.train, search="lm-bff", assignments=4, top=5)
+    expected = rerank_words(words, made, 3)
+    kept = made.with_(folder=tmp_path)
+    trainings.anew(1)
+    with pytest.raises(KeyboardInterrupt):
+        rerank_words(words, kept, 3)
+    assert len(trainings) == 1
+    trainings.anew()
+    again = rerank_words(words, kept, 3)
+    assert len(trainings) == 2
+    assert again.patterns == expected.patterns and again.alternatives == expected.alternatives
+    assert again.origin["reranked"]["it-was"] == pytest.approx(
+        expected.origin["reranked"]["it-was"]
+    )
+    # One set more, and the sets in another order: neither takes another's folder.
+    trainings.anew()
+    words.alternatives["it-was"].reverse()
+    other = rerank_words(words, kept, 4)
+    assert len(trainings) == 1
+    before = zip(again.alternatives["it-was"], again.origin["reranked"]["it-was"], strict=False)
+    after = list(zip(other.alternatives["it-was"], other.origin["reranked"]["it-was"], strict=True))
+    assert all(pair in after for pair in before)
+    assert len(list((tmp_path / "members").iterdir())) == 4
+
+
+def test_templates_are_tuned_once_in_a_folder(tmp_path: Path, trainings: Trainings) -> None:
+    made = tuner()
+    texts = [
+        "{{ text }} It was {{ mask }}.",
+        "{{ text }} So {{ mask }}!",
+        "A {{ mask }} one. {{ text }}",
+    ]
+    one, two, three = map(Template, texts)  # fmt: skip
+    expected = template_rank(made)([one, two, three])
+    rank = template_rank(made.with_(folder=tmp_path))
+    trainings.anew()
+    assert rank([one, two]) == pytest.approx(expected[:2])
+    assert rank([three, two, one]) == pytest.approx(expected[::-1])
+    assert len(trainings) == 3
+    # Other rows, in the same folder, make other candidates.
+    assert template_rank(made.with_(folder=tmp_path, train=made.train[::2]))([one])
+    assert len(trainings) == 4
+
+
+def test_what_jobs_have_tuned_is_read(
+    tmp_path: Path, tiny_model: Folder, trainings: Trainings
+) -> None:
+    made = tuner(jobs=2, folder=tmp_path).with_(backbone=load_model(str(tiny_model("bert"))))
+    texts = ("{{ text }} It was {{ mask }}.", "{{ text }} So {{ mask }}!", "{{ mask }}: {{ text }}")
+    templates = [Template(text) for text in texts]
+    scores = template_rank(made)(templates[:2])
+    assert trainings == []  # they were in other processes
+    assert template_rank(made)(templates)[:2] == pytest.approx(scores)
+    assert len(trainings) == 1
+
+
+@pytest.fixture
+def searches(tiny_model: Folder, reviews: Path) -> dict[str, tuple[Any, ...]]:
+    base = (reviews, "--model", tiny_model("bert"), "--steps", 1, "--json")
+    return {
+        "search-verbalizer": ("search-verbalizer", *base, "--search", "lm-bff", "--pattern", "it-was",
+                              "-o", "search.top=4", "--rerank", 3),
+        "search-template": ("search-template", *base, "--keep", 3, "-o", "template-search.beam=3",
+                            "-o", "left=1", "-o", "right=0", "--rerank"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["search-verbalizer", "search-template"])
+def test_ctrl_c_says_how_to_go_on(
+    command: Command, searches: Any, trainings: Trainings, name: str
+) -> None:
+    args, run = searches[name], f"runs/movie-reviews-{name}-13"
+    written = "verbalizer.json" if name == "search-verbalizer" else "found-templates"
+    trainings.anew(2)
+    ran = command(*args)
+    assert (ran.code, ran.out) == (130, "")
+    assert f"kept in {run}: go on with the same command and --resume." in ran.err
+    assert not Path(written).exists()
+    trainings.anew()
+    ran = command(*args)
+    assert ran.code == 2 and f"A run was begun in {run}" in ran.err
+    ran = command(*args, "--resume", "--steps", 2)
+    assert ran.code == 2 and "begun with other options: 'settings.steps'" in ran.err
+    resumed = command(*args, "--resume")
+    assert resumed.json.pop("run") == run and len(trainings) == 1
+    whole = command(*args, "--run", "whole", "--output", "other.json")
+    made, other = resumed.json, whole.json
+    for figures in (made, other):
+        del figures["output"], figures["run"]
+    assert made == other and len(trainings) == 1 + 3
+    # What has ended is written again, from what was tuned.
+    assert command(*args, "--resume").code == 0 and len(trainings) == 1 + 3
+
+
+@pytest.mark.parametrize("name", ["search-verbalizer", "search-template"])
+def test_options_of_tunings_without_one(command: Command, searches: Any, name: str) -> None:
+    args = searches[name][: searches[name].index("--rerank")]
+    for flag in (("--run", "mine"), ("--resume",)):
+        ran = command(*args, *flag)
+        assert ran.code == 2 and f"{flag[0]} is for the tunings of --rerank" in " ".join(
+            ran.err.replace("│", " ").split()
+        )
+    assert not Path("mine").exists()
+
+
+@pytest.mark.parametrize("name", ["search-verbalizer", "search-template"])
+def test_a_search_that_fails_begins_no_run(command: Command, searches: Any, name: str) -> None:
+    wrong = ("--search", "petal") if name == "search-verbalizer" else ("-o", "left=0")
+    assert command(*searches[name], *wrong).code == 2
+    assert not Path("runs").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -13,15 +14,19 @@ import rich_click as click
 
 from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
 from promptforge.cli.options import job_options, model_options, task_options
+from promptforge.cli.reranking import RerankRun, rerank_options
 from promptforge.cli.setup import backend_of, class_roles, load, open_task
 from promptforge.cli.train import setting_options, settings_of
 from promptforge.errors import PromptForgeError, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from promptforge.backbone import Backbone
     from promptforge.cli.setup import Setup
     from promptforge.data import Example
     from promptforge.progress import Reporter
+    from promptforge.template import Template
     from promptforge.template_search import FoundTemplate
 
 
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
 @click.option(
     "--rerank", is_flag=True, help="Tune with each template that is kept, and rank by dev."
 )
+@rerank_options
 @partial(job_options, what="Templates measured and tuned")
 @setting_options
 @model_options
@@ -62,7 +68,6 @@ def search_template(as_json: bool, **params: Any) -> None:
     from promptforge.template_search import search_template as search
 
     folder: Path = params["output"]
-    _check_folder(folder, params["search"], params["force"])
     if not params["task"] and not params["template"]:
         if not (params["data"] and params["text_column"]):
             raise UserError("Give a TASK, or --data FILE with --text-column.")
@@ -76,6 +81,9 @@ def search_template(as_json: bool, **params: Any) -> None:
         "verbalizer": class_roles(params)["verbalizer"],
     }
     setup = open_task(params, report, roles)
+    run = RerankRun.of(params, "search-template", setup.task.name)
+    # A search that was interrupted while it wrote may have left some; they go to the same folder.
+    _check_folder(folder, params["search"], params["force"] or bool(run and run.goes_on))
     settings = settings_of(params, setup)
     setup.task.need_classes("A search for templates")
     finder = build("template-search", params["search"], **setup.options["template-search"])
@@ -90,17 +98,26 @@ def search_template(as_json: bool, **params: Any) -> None:
     backbone = load(params, report, replace(setup.task, patterns={}))
     task = setup.task.with_words(words.patterns) if words else setup.task
     from promptforge.tuning.backends import started
+    from promptforge.tuning.run import RESULTS, RunFolder
 
-    with started(backend, params["jobs"]) as jobs:
+    with started(backend, params["jobs"]) as jobs, ExitStack() as stack:
         rank = None
-        if params["rerank"]:
+        if run:
             from promptforge.tuning.rerank import template_rank
             from promptforge.tuning.tuner import Tuner
 
-            rank = template_rank(
-                Tuner(backbone, task, train, dev, settings=settings, verbalizer=verbalizer,
-                      seed=params["seed"], jobs=jobs, report=report)
+            tuner = Tuner(
+                backbone, task, train, dev, settings=settings, verbalizer=verbalizer,
+                seed=params["seed"], jobs=jobs, report=report,
             )  # fmt: skip
+            asked = {**{key: params[key] for key in ("generator", "shots")}, "output": str(folder)}
+            opened = run.opened(tuner, finder, **asked)
+            tuned = template_rank(tuner)
+
+            def rank(templates: Sequence[Template]) -> list[float]:
+                stack.enter_context(opened)  # now, as a search that fails has begun no run
+                return tuned(templates)
+
         found = search(
             backbone,
             task,
@@ -114,19 +131,24 @@ def search_template(as_json: bool, **params: Any) -> None:
             jobs=jobs,
             report=report,
         )
-    digits = len(str(len(found)))
-    named = {f"{params['search']}-{i:0{digits}}": t for i, t in enumerate(found, start=1)}
-    _write(folder, params["search"], named)
+        digits = len(str(len(found)))
+        named = {f"{params['search']}-{i:0{digits}}": t for i, t in enumerate(found, start=1)}
+        _write(folder, params["search"], named)
+        templates = [{"name": name, **asdict(t)} for name, t in named.items()]
+        if run:
+            assert tuner.folder is not None
+            RunFolder(tuner.folder).write(RESULTS, {"templates": templates})
     chance = 1 / len(setup.task.labels)
     if as_json:
-        templates = [{"name": name, **asdict(t)} for name, t in named.items()]
         print_json({
             "output": str(folder), "search": params["search"], "options": finder.model_dump(),
             "rows": len(train), "shots": params["shots"], "seed": params["seed"], "chance": chance,
-            "templates": templates,
+            "templates": templates, **({"run": str(run.place)} if run else {}),
         })  # fmt: skip
     else:
         _show(named, folder, len(train), len(dev), chance)
+        if run:
+            console().print(f"What was tuned is kept in [bold]{plain(run.place)}[/]")
 
 
 def _data(setup: Setup, params: dict[str, Any]) -> tuple[list[Example], list[Example]]:

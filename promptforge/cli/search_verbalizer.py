@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import rich_click as click
 
 from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
 from promptforge.cli.options import job_options, model_options, task_options
+from promptforge.cli.reranking import RerankRun, rerank_options
 from promptforge.cli.setup import backend_of, load, open_task
 from promptforge.cli.train import setting_options, settings_of
 from promptforge.errors import UserError
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
     from promptforge.cli.setup import Setup
     from promptforge.data import Example
     from promptforge.evaluation import AnyEvaluation
+    from promptforge.model import PromptModel
     from promptforge.verbalizer import LabelWords
+
+    Results = dict[str, dict[str, dict[str, AnyEvaluation]]]
 
 
 @click.command("search-verbalizer")
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
 )
 @click.option("--rerank", type=click.IntRange(min=1), metavar="N",
               help="Tune with each of the N best sets of words, and rank by dev (lm-bff).")  # fmt: skip
+@rerank_options
 @partial(job_options, what="Sets of --rerank tuned")
 @setting_options
 @model_options
@@ -76,11 +82,13 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
         raise UserError("--max-words counts words in unlabelled text: give --unlabeled FILE.")
     flags = {k: params[k] for k in ("words_per_label", "candidates") if params[k] is not None}
     finder = build("search", params["search"], **{**setup.options["search"], **flags})
+    run = RerankRun.of(params, "search-verbalizer", setup.task.name)
 
     from promptforge.model import PromptModel
-    from promptforge.multilabel import label_sets
     from promptforge.search import search_verbalizer as search
+    from promptforge.tuning.run import RESULTS
 
+    dev = splits.get("dev", [])
     model = PromptModel(load(params, report, setup.task), task, report=report)
     words = search(
         model,
@@ -90,44 +98,67 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
         max_words=params["max_words"],
         unlabeled=unlabeled,
     )
-    if params["rerank"]:
-        from promptforge.tuning.backends import started
-        from promptforge.tuning.rerank import rerank_words
-        from promptforge.tuning.tuner import Tuner
+    with ExitStack() as stack:
+        if run:
+            from promptforge.tuning.backends import started
+            from promptforge.tuning.rerank import check_words, rerank_words
+            from promptforge.tuning.tuner import Tuner
 
-        dev = splits.get("dev", [])
-        tuner = Tuner(
-            model.backbone, task, train, multi.questions(dev) if multi else dev, settings=settings,
-            seed=params["seed"], report=report,
-        )  # fmt: skip
-        with started(backend, params["jobs"]) as tuner.jobs:
-            words = rerank_words(words, tuner, params["rerank"])
-    words.origin.update(shots=params["shots"], seed=params["seed"])
-    measured: dict[str, Classifier] = {"found": model.with_words(words)}
-    if setup.task.folder is not None:
-        measured["task"] = model
-    if multi:
-        measured = {who: label_sets(one, multi, labelled) for who, one in measured.items()}
-    results: dict[str, dict[str, dict[str, AnyEvaluation]]] = {}
-    for split, examples in splits.items():
-        what = f"Measuring on {split}"
-        results[split] = {who: one.evaluate(examples, what) for who, one in measured.items()}
-    words.save(params["output"])
+            tuner = Tuner(
+                model.backbone, task, train, multi.questions(dev) if multi else dev,
+                settings=settings, seed=params["seed"], report=report,
+            )  # fmt: skip
+            check_words(words, tuner)
+            asked = {key: params[key] for key in ("joint", "max_words", "shots")}
+            folder = stack.enter_context(run.opened(tuner, finder, **asked))
+            with started(backend, params["jobs"]) as tuner.jobs:
+                words = rerank_words(words, tuner, params["rerank"])
+        words.origin.update(shots=params["shots"], seed=params["seed"])
+        results = _measured(model, words, setup, labelled, splits)
+        words.save(params["output"])
+        if run:
+            folder.write(RESULTS, {"verbalizer": words.to_json(), "results": _figures(results)})
     if as_json:
         print_json(
             {
                 "output": params["output"],
                 "verbalizer": words.to_json(),
-                "results": {
-                    split: {
-                        who: {p: e.to_json() for p, e in by.items()} for who, by in kinds.items()
-                    }
-                    for split, kinds in results.items()
-                },
+                "results": _figures(results),
+                **({"run": str(run.place)} if run else {}),
             }
         )
     else:
         _show(words, results, params["output"])
+        if run:
+            console().print(f"What was tuned is kept in [bold]{plain(run.place)}[/]")
+
+
+def _measured(
+    model: PromptModel, words: LabelWords, setup: Setup, labelled: list[Example],
+    splits: dict[str, list[Example]],
+) -> Results:  # fmt: skip
+    """Split -> whose words -> pattern -> figures: of the words found, and of the task's own."""
+    from promptforge.multilabel import label_sets
+
+    multi = setup.task.multi_label
+    measured: dict[str, Classifier] = {"found": model.with_words(words)}
+    if setup.task.folder is not None:
+        measured["task"] = model
+    if multi:
+        measured = {who: label_sets(one, multi, labelled) for who, one in measured.items()}
+    results: Results = {}
+    for split, examples in splits.items():
+        what = f"Measuring on {split}"
+        results[split] = {who: one.evaluate(examples, what) for who, one in measured.items()}
+    return results
+
+
+def _figures(results: Results) -> dict[str, Any]:
+    """The figures as JSON."""
+    return {
+        split: {who: {p: e.to_json() for p, e in by.items()} for who, by in kinds.items()}
+        for split, kinds in results.items()
+    }
 
 
 def _data(setup: Setup, params: dict[str, Any]) -> tuple[list[Example], dict[str, list[Example]]]:

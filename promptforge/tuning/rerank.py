@@ -1,4 +1,8 @@
-"""Ranking label words and templates by what tuning makes of them (Gao, Fisch & Chen 2021, section 5)."""
+"""Ranking label words and templates by what tuning makes of them (Gao, Fisch & Chen 2021, section 5).
+
+Each candidate is one training, a member of the tuner's: with a `folder` it is kept there, and one that
+was tuned before is only read.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from promptforge.progress import Reporter
 from promptforge.task import Pattern, Task
 from promptforge.template import Template
 from promptforge.tuning import jobs as job_queue
+from promptforge.tuning.run import RunFolder
 from promptforge.tuning.tuner import Member, Tuner, dev_score
 from promptforge.verbalizer import LabelWords
 
@@ -22,18 +27,14 @@ def rerank_words(words: LabelWords, tuner: Tuner, most: int) -> LabelWords:
 
     Args:
         words: of a search that ranks whole sets (`alternatives`).
-        tuner: has training and development rows; each set is one training.
+        tuner: has training and development rows; each set is one training, kept in the tuner's
+            `folder` where it has one.
         most: how many sets of each pattern are tried.
 
     Raises:
         UserError: no development rows, or a search that does not rank sets.
     """
-    _need_dev(tuner)
-    if not words.alternatives:
-        raise UserError(
-            f"The search {words.origin.get('search')!r} finds words one by one and ranks no sets of them: "
-            "re-rank with --search lm-bff."
-        )
+    check_words(words, tuner)
     candidates: dict[str, tuple[Task, str]] = {}
     parts: dict[str, list[list[str]]] = {}  # pattern -> of each set, the trainings that measure it
     for pattern, sets in words.alternatives.items():
@@ -57,18 +58,36 @@ def rerank_words(words: LabelWords, tuner: Tuner, most: int) -> LabelWords:
     return replace(words, patterns=best, scores={}, alternatives=ranked, origin=origin)
 
 
+def check_words(words: LabelWords, tuner: Tuner) -> None:
+    """Raise the `UserError`s of `rerank_words`, before anything is tuned."""
+    _need_dev(tuner)
+    if not words.alternatives:
+        raise UserError(
+            f"The search {words.origin.get('search')!r} finds words one by one and ranks no sets of them: "
+            "re-rank with --search lm-bff."
+        )
+
+
 def template_rank(tuner: Tuner) -> Callable[[Sequence[Template]], list[float]]:
-    """For `search_template(rank=...)`: scores of templates on the dev rows after tuning."""
+    """For `search_template(rank=...)`: scores of templates on the dev rows after tuning.
+
+    Args:
+        tuner: has training and development rows; each template is one training, kept in the tuner's
+            `folder` where it has one when the templates are ranked.
+
+    Raises:
+        UserError: no development rows.
+    """
     _need_dev(tuner)
     words = tuner.task.words_for(next(iter(tuner.task.patterns)))
 
     def rank(templates: Sequence[Template]) -> list[float]:
         candidates = {}
         for i, template in enumerate(templates):
-            name = f"found-{i + 1}"
-            made = Template(template.source, name=name)
-            task = replace(tuner.task, patterns={name: Pattern(name, made, words)})
-            candidates[name] = (task, name)
+            # One name for all: where a template stands in the list decides nothing of its tuning.
+            pattern = Pattern("found", Template(template.source, name="found"), words)
+            task = replace(tuner.task, patterns={"found": pattern})
+            candidates[f"found-{i + 1}"] = (task, "found")
         return list(tuned_scores(tuner, candidates).values())
 
     return rank
@@ -76,29 +95,49 @@ def template_rank(tuner: Tuner) -> Callable[[Sequence[Template]], list[float]]:
 
 def tuned_scores(tuner: Tuner, candidates: Mapping[str, tuple[Task, str]]) -> dict[str, float]:
     """`dev_score` after tuning of each candidate, a pattern of a task; `tuner.jobs` at a time."""
+    if tuner.folder is not None:  # a worker may stand elsewhere
+        tuner = replace(tuner, folder=tuner.folder.absolute())
+    members = _members(tuner, candidates)
     work = partial(_tuned_score, replace(tuner, backbone=None, report=Reporter(), jobs=1))  # type: ignore[arg-type]
-    many = tuner.jobs > 1 and len(candidates) > 1
-    if many and job_queue.can_send(tuner.backbone, tuner.report):
-        found = job_queue.run(
-            work, candidates, backbone=tuner.backbone, jobs=tuner.jobs, report=tuner.report,
-            what="Tuning", unit="candidates",
+    done = RunFolder(tuner.folder).members() if tuner.folder else []
+    items = {member.name: member for member in members.values()}
+    open_ = {name: member for name, member in items.items() if name not in done}
+    scores: dict[str, float] = {}
+    if tuner.jobs > 1 and len(open_) > 1 and job_queue.can_send(tuner.backbone, tuner.report):
+        scores = job_queue.run(
+            work, open_, backbone=tuner.backbone, jobs=tuner.jobs, folder=tuner.folder,
+            made="members/{}", report=tuner.report, what="Tuning", unit="candidates",
         )  # fmt: skip
-        return {name: found[name] for name in candidates}
-    with tuner.report.meter("Tuning", len(candidates), "candidates") as meter:
-        scores = {}
-        for name, candidate in candidates.items():
-            scores[name] = work(tuner.backbone, None, name, candidate)
-            meter.advance()
-    return scores
+    # Those that are done are read here: a worker of another machine would not see them.
+    here = {name: member for name, member in items.items() if name not in scores}
+    if here:
+        with tuner.report.meter("Tuning", len(here), "candidates") as meter:
+            for name, member in here.items():
+                scores[name] = work(tuner.backbone, tuner.folder, name, member)
+                meter.advance()
+    return {name: scores[member.name] for name, member in members.items()}
+
+
+def _members(tuner: Tuner, candidates: Mapping[str, tuple[Task, str]]) -> dict[str, Member]:
+    """Candidate -> its training.
+
+    In a folder it is named by what it becomes, not by its place among the candidates: a search that
+    goes on, or finds one candidate more, has no other candidate's folder under the name.
+    """
+    targets, members = tuner.targets(), {}
+    for name, (task, pattern) in candidates.items():
+        member = Member(name, targets, pattern, tuner.seed, task=task)
+        if tuner.folder is not None:
+            member = replace(member, name=f"{pattern}-{tuner.identity(member)}")
+        members[name] = member
+    return members
 
 
 def _tuned_score(
-    tuner: Tuner, backbone: Backbone, _: Path | None, name: str, candidate: tuple[Task, str]
+    tuner: Tuner, backbone: Backbone, folder: Path | None, _: str, member: Member
 ) -> float:
-    """A job: what tuning makes of a pattern of a task."""
-    task, pattern = candidate
-    tuner = replace(tuner, backbone=backbone, trained={})
-    member = Member(name, tuner.targets(), pattern, tuner.seed, task=task)
+    """A job: what tuning makes of a candidate."""
+    tuner = replace(tuner, backbone=backbone, folder=folder, trained={})
     return dev_score(tuner.member(member), tuner.dev)
 
 
