@@ -280,3 +280,13 @@ def test_a_search_that_fails_begins_no_run(command: Command, searches: Any, name
     wrong = ("--search", "petal") if name == "search-verbalizer" else ("-o", "left=0")
     assert command(*searches[name], *wrong).code == 2
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("name", ["search-verbalizer", "search-template"])
+def test_rows_that_should_be_apart(
+    command: Command, searches: Any, reviews: Path, name: str
+) -> None:
+    args = searches[name][: searches[name].index("--rerank")]
+    ran = command(*args, "--dev", reviews / "train.csv")
+    assert ran.code == 0 and "32 of 32 dev rows are training rows too" in ran.err
+    assert "training rows too" not in command(*args, "--output", "other").err

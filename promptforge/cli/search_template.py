@@ -99,7 +99,9 @@ def search_template(as_json: bool, **params: Any) -> None:
     task = setup.task.with_words(words.patterns) if words else setup.task
     from promptforge.tuning.backends import started
     from promptforge.tuning.run import RESULTS, RunFolder
+    from promptforge.tuning.train import check_rows
 
+    check_rows(setup.task, train, dev, (), (), report)
     with started(backend, params["jobs"]) as jobs, ExitStack() as stack:
         rank = None
         if run:

@@ -87,8 +87,10 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
     from promptforge.model import PromptModel
     from promptforge.search import search_verbalizer as search
     from promptforge.tuning.run import RESULTS
+    from promptforge.tuning.train import check_rows
 
-    dev = splits.get("dev", [])
+    dev, test = splits.get("dev", []), splits.get("test", [])
+    check_rows(setup.task, labelled, dev, test, unlabeled or (), report)
     model = PromptModel(load(params, report, setup.task), task, report=report)
     words = search(
         model,
