@@ -10,6 +10,7 @@ from typing import Any
 import rich_click as click
 
 from promptforge.cli.common import console, plain, reporter
+from promptforge.cli.config import with_config
 from promptforge.cli.options import model_options, task_options
 
 
@@ -26,6 +27,7 @@ from promptforge.cli.options import model_options, task_options
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page.")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print the URL as a line of JSON.")
+@with_config
 def playground(as_json: bool, **params: Any) -> None:
     """Write a template in the browser and see live what the model makes of it.
 

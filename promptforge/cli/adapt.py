@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from promptforge.cli.common import console, json_option, plain, print_json
+from promptforge.cli.config import with_config
 from promptforge.cli.options import model_options
 from promptforge.cli.setup import load, options_of
 from promptforge.cli.train import kept, launched, refuse, setting_options, settings_of
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     help="Option of the attention pattern, of a reader or of the settings (several: repeat).",
 )
 @json_option
+@with_config
 def adapt(as_json: bool, output: str, resume: bool, **params: Any) -> None:
     """Train a model on plain text for a while: for another attention, or longer inputs.
 

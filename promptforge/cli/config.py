@@ -30,6 +30,13 @@ def with_config(function: F) -> F:
     )(function)  # fmt: skip
 
 
+def _reads(group: click.Context, name: str) -> bool:
+    """Whether a command reads its section."""
+    assert isinstance(group.command, click.Group)
+    command = group.command.get_command(group, name)
+    return command is not None and any(p.callback is _read for p in command.params)
+
+
 def _read(context: click.Context, _: click.Parameter, value: str | None) -> None:
     path = Path(value or FILE)
     if not path.is_file():
@@ -48,6 +55,11 @@ def _read(context: click.Context, _: click.Parameter, value: str | None) -> None
             raise UserError(
                 f"{path}: {name!r} is no command with options.{did_you_mean(name, commands)} Write "
                 f"[{command.name}], and the options below it."
+            )
+        if not _reads(group, name):
+            raise UserError(
+                f"{path}: [{name}] would never be read: {name!r} takes its options from the command line "
+                "only. Take the section out, and type them."
             )
     section = data.get(command.name or "", {})
     known: dict[str, click.Parameter] = {}

@@ -15,6 +15,7 @@ from promptforge.cli.common import (
     print_json,
     reporter,
 )
+from promptforge.cli.config import with_config
 from promptforge.cli.label_sets import show_sets
 from promptforge.cli.numbers import numbers_table
 from promptforge.cli.options import class_options, exit_options, model_options, task_options
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @model_options
 @click.option("--adapter", metavar="FOLDER", help="A peft adapter of the model: read with it.")
 @json_option
+@with_config
 def evaluate(as_json: bool, **params: Any) -> None:
     """Measure accuracy, macro-F1, each label, confusion and calibration on labelled rows.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
+from promptforge.cli.config import with_config
 from promptforge.cli.setup import build_model, open_task
 from promptforge.errors import UserError
 from promptforge.remote import is_url
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 @click.option("--batch-tokens", type=click.IntRange(min=16), default=2048, show_default=True,
               help="Tokens in a batch.")  # fmt: skip
 @json_option
+@with_config
 def exit_curve(as_json: bool, run: str, plot: str | None, **params: Any) -> None:
     """Measure what each exit policy costs and saves, and choose a threshold.
 

@@ -7,6 +7,7 @@ from typing import Any
 import rich_click as click
 
 from promptforge.cli.common import console, json_option, plain, print_json, reporter
+from promptforge.cli.config import with_config
 from promptforge.cli.options import model_options
 from promptforge.cli.render import ROW_OPTIONS, the_row
 from promptforge.cli.setup import load
@@ -19,6 +20,7 @@ from promptforge.cli.setup import load
 )
 @model_options
 @json_option
+@with_config
 def fill(as_json: bool, top: int, **params: Any) -> None:
     """Show the words the model would write at the mask, with their probabilities.
 

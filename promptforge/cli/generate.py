@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from promptforge.cli.common import console, json_option, plain, print_json, reporter
+from promptforge.cli.config import with_config
 from promptforge.cli.options import model_options, output_options, task_options
 from promptforge.cli.predict import check_output, chunks, fingerprint
 from promptforge.cli.setup import Setup, adapter_weights, load, open_task
@@ -52,6 +53,7 @@ _FOR_LABELS: dict[str, tuple[Any, ...]] = {
 @model_options
 @click.option("--adapter", metavar="FOLDER", help="A peft adapter of the model: write with it.")
 @json_option
+@with_config
 def generate(
     output: str, format_: str, chunk: int, resume: bool, as_json: bool, **params: Any
 ) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from promptforge.cli.common import reporter
+from promptforge.cli.config import with_config
 from promptforge.cli.options import (
     class_options,
     exit_options,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @exit_options
 @click.option("--adapter", metavar="FOLDER", help="A peft adapter of the model: read with it.")
 @model_options
+@with_config
 def predict(output: str, format_: str, chunk: int, resume: bool, **params: Any) -> None:
     """Classify the rows of a table.
 

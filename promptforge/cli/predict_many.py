@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from promptforge.cli.common import reporter
+from promptforge.cli.config import with_config
 from promptforge.cli.options import output_options
 from promptforge.errors import UserError, did_you_mean, listed
 from promptforge.remote import fetched
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps.")
 @click.option("--batch-tokens", type=click.IntRange(min=16), default=2048, show_default=True,
               help="Tokens in a batch.")  # fmt: skip
+@with_config
 def predict_many(
     artifacts: tuple[str, ...], data: str, task_column: str, output: str, format_: str,
     chunk: int, resume: bool, **params: Any,

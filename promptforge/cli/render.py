@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from promptforge.cli.common import console, json_option, print_json, reporter
+from promptforge.cli.config import with_config
 from promptforge.cli.options import F, model_options, task_options
 from promptforge.cli.setup import Setup, fit_demonstrations, load
 from promptforge.errors import UserError
@@ -95,6 +96,7 @@ def _setup(params: dict[str, Any], report: Reporter, given: dict[str, Any]) -> S
 )
 @model_options
 @json_option
+@with_config
 def render(as_json: bool, tokens: bool, **params: Any) -> None:
     """Show what a template makes of a row: parts in colour, tokens, masks, what was cut."""
     report = reporter()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
+from promptforge.cli.config import with_config
 from promptforge.cli.options import job_options, model_options, task_options
 from promptforge.cli.reranking import RerankRun, rerank_options
 from promptforge.cli.setup import backend_of, class_roles, load, open_task
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 @setting_options
 @model_options
 @json_option
+@with_config
 def search_template(as_json: bool, **params: Any) -> None:
     """Find templates: a model writes the words around the label word.
 

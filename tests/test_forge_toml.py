@@ -1,0 +1,76 @@
+"""`forge.toml` is read by every command with options of a model; `train`'s own tests have the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rich_click as click
+
+from promptforge.cli import cli
+
+Command = Callable[..., Any]
+Folder = Callable[[str], Path]
+
+#: what a command needs before its options are looked at
+NEEDED = {
+    "adapt": ("model", "--output", "folder"),
+    "compare": ("--strategy", "prompt"),
+    "exit-curve": ("run",),
+    "predict-many": ("run", "--data", "rows.csv"),
+    "train-multitask": ("task",),
+}
+
+
+def with_models() -> list[str]:
+    """The commands that load a model as their options say, whoever brings them."""
+    context = click.Context(cli)
+    named = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
+    return [
+        name
+        for name, command in named.items()
+        if command is not None and any(p.name == "batch_tokens" for p in command.params)
+    ]
+
+
+def said(ran: Any) -> str:
+    return " ".join(ran.err.replace("│", " ").split())
+
+
+def test_the_commands_are_found() -> None:
+    assert {"train", "search-template", "evaluate", "fill", "playground"} <= set(with_models())
+
+
+@pytest.mark.parametrize("name", with_models())
+def test_a_section_is_read(command: Command, name: str) -> None:
+    args = (name, *NEEDED.get(name, ()))
+    Path("forge.toml").write_text(f"[{name}]\nbatch-tokens = 1\n", encoding="utf-8")
+    ran = command(*args)
+    assert ran.code == 2 and "'--batch-tokens': 1 is not in the range" in said(ran)
+    # What is typed goes over it: now something else is missing.
+    ran = command(*args, "--batch-tokens", 64)
+    assert ran.code == 2 and "batch-tokens" not in said(ran)
+    Path("forge.toml").rename("other.toml")
+    assert "'--batch-tokens': 1 is not in" in said(command(*args, "--config", "other.toml"))
+    Path("forge.toml").write_text(f"[{name}]\nbatch-tokns = 64\n", encoding="utf-8")
+    expected = f"[{name}] has no option 'batch-tokns'. Did you mean 'batch-tokens'"
+    ran = command(*args)
+    assert ran.code == 2 and expected in said(ran)
+
+
+def test_a_section_that_nobody_reads(command: Command) -> None:
+    Path("forge.toml").write_text("[merge]\ndevice = 'cuda'\n", encoding="utf-8")
+    ran = command("evaluate", "reviews")
+    assert ran.code == 2 and "[merge] would never be read" in said(ran)
+
+
+def test_evaluate(command: Command, tiny_model: Folder, reviews: Path) -> None:
+    lines = ("[evaluate]", f"model = '{tiny_model('bert')}'", "limit = 4", "pattern = 'it-was'",
+             "json = true")  # fmt: skip
+    Path("forge.toml").write_text("\n".join(lines), encoding="utf-8")
+    made = command("evaluate", reviews).json
+    assert list(made) == ["it-was"] and made["it-was"]["rows"] == 4
+    made = command("evaluate", reviews, "--pattern", "tone", "--limit", 3).json
+    assert list(made) == ["tone"] and made["tone"]["rows"] == 3
