@@ -82,6 +82,12 @@ def _explain(cls: type[Component], error: ValidationError) -> str:
     return "\n".join(lines)
 
 
+#: (role, name) -> where to find what is looked for under that name, and is no component
+_ELSEWHERE = {
+    ("strategy", "multitask"): " 'promptforge train-multitask' trains one model on many tasks."
+}
+
+
 class Registry:
     """The components of one role, by name. The first provider of a name keeps it."""
 
@@ -122,7 +128,7 @@ class Registry:
         if name not in self._classes:
             raise UserError(
                 f"There is no {self.role} called {name!r}.{did_you_mean(name, self.names())} "
-                f"Available: {listed(self.names())}. "
+                f"Available: {listed(self.names())}.{_ELSEWHERE.get((self.role, name), '')} "
                 f"A plugin may bring more: see 'promptforge plugins'."
             )
         return self._classes[name][0]

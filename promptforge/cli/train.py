@@ -49,6 +49,7 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
     "eval_every": (click.IntRange(min=0), "Steps between looks at dev; 0: ten looks in all."),
     "accumulate": (click.IntRange(min=1), "Parts that a batch is computed in. [default: 1]"),
     "precision": (click.Choice(["auto", "float32", "bfloat16"]), "[default: auto]"),
+    "checkpointing": (bool, "Compute layers again in the backward pass: less memory, about a third more time."),
 }  # fmt: skip
 _SEVERAL = {"batch_size", "learning_rate"}
 
@@ -60,7 +61,8 @@ def setting_options(function: Any, *, choosing: bool = True) -> Any:
             continue
         flag, several = f"--{name.replace('_', '-')}", choosing and name in _SEVERAL
         text = text if several else text.replace("; several: repeat, dev decides", "")
-        function = click.option(flag, type=kind, multiple=several, help=text)(function)
+        told = {"is_flag": True, "default": None} if kind is bool else {"type": kind}
+        function = click.option(flag, multiple=several, help=text, **told)(function)
     return function
 
 
@@ -110,11 +112,17 @@ def tuning_options(function: Any, *, several: bool = False) -> Any:
               help="Train a classifier at every layer, with the model or after it; then see exit-curve.")  # fmt: skip
 @click.option("--seed", default=13, show_default=True, help="Seed of the draw and of the training.")
 @click.option(
+    "--seeds",
+    metavar="SEED,SEED,...",
+    help="In place of --seed: a run with each, then mean and deviation. In Python: `compare` of one strategy.",
+)
+@click.option(
     "--run",
     "run_",
-    help="Folder or URL (s3://...) to keep everything in. [default: runs/TASK-STRATEGY[-METHOD]-SEED]",
+    help="Folder or URL (s3://...) to keep everything in; with --seeds, to keep the runs' folders "
+    "in. [default: runs/TASK-STRATEGY[-METHOD]-SEED]",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in that folder.")
+@click.option("--resume", is_flag=True, help="Go on with the run in that folder; with --seeds, with what is missing.")  # fmt: skip
 @click.option("--compare-untrained/--no-compare-untrained", default=True, show_default=True,
               help="Measure the prompts before tuning too.")  # fmt: skip
 @model_options
@@ -131,12 +139,17 @@ def train(as_json: bool, strategy: str, run_: str | None, resume: bool, **params
     adapter, lora, ...), each gets parameters of its own, trained in mixed batches over one frozen
     model; `promptforge predict-many FOLDER` reads rows of all of them.
 
+    With --seeds 13,21,42 each seed is a run of its own, in the folder that --seed would give it, and the
+    end is mean and standard deviation over them; --resume reads those that have ended.
+
     With --objective generate the model learns to write the text of each row (TASK has [generate], or
     --label-column names the texts' column), and `promptforge generate FOLDER` uses it.
     """
+    from promptforge.cli.train_seeds import seeds_of, train_seeds
     from promptforge.tuning import processes
 
     report = launched(params)
+    seeds = seeds_of(params)
     if params["exits"] and (len(params["task"]) > 1 or params["objective"] == "generate"):
         raise UserError("--exits is for a classifier of one TASK.")
     if len(params["task"]) > 1:
@@ -156,24 +169,33 @@ def train(as_json: bool, strategy: str, run_: str | None, resume: bool, **params
     unlabeled = setup.unlabeled() or []
     chosen.check_rows(rows, unlabeled)
     method = "" if params["method"] == "all" else f"-{params['method']}"
-    name = f"{setup.task.name}-{strategy}{method}-{params['seed']}"
-    folder = place(run_ or Path("runs") / name)
-    refuse(folder, resume)
+    name = f"{setup.task.name}-{strategy}{method}"
+    folder = place(run_ or f"runs/{name}-{params['seed']}")
+    home = place(run_ or "runs")
+    for one in [f"{home}/{name}-{seed}" for seed in seeds] or [str(folder)]:
+        refuse(one, resume)
     settings = settings_of(params, setup)
 
     from promptforge.tuning.tracking import check
     from promptforge.tuning.train import train as tune
 
     check(params["tracker"])
+    common: dict[str, Any] = {
+        "dev": dev, "test": test, "unlabeled": unlabeled, "settings": settings, "report": report,
+        "class_weight": class_weight(params["class_weight"]), "tracker": params["tracker"],
+        "init_from": params["init_from"], "compare_untrained": params["compare_untrained"],
+    }  # fmt: skip
 
     backbone = load(params, report, setup.task)
+    if seeds:
+        jobs = {seed: f"{name}-{seed}" for seed in seeds}
+        train_seeds(setup.task, rows, jobs, backbone, params, options, common, home, as_json)
+        return
     with kept(folder, report):
         run = tune(
-            setup.task, rows, dev=dev, test=test, backbone=backbone, settings=settings,
-            unlabeled=unlabeled, shots=params["shots"], seed=params["seed"],
-            samples=params["samples"], jobs=params["jobs"], tracker=params["tracker"], init_from=params["init_from"], class_weight=class_weight(params["class_weight"]),
-            run=folder, resume=resume, report=report,
-            compare_untrained=params["compare_untrained"], **options,
+            setup.task, rows, backbone=backbone, shots=params["shots"], seed=params["seed"],
+            samples=params["samples"], jobs=params["jobs"], run=folder, resume=resume,
+            **common, **options,
         )  # fmt: skip
     if not processes.is_first():
         return

@@ -36,7 +36,7 @@ def train_tasks(
     """
     from promptforge.cli.setup import Setup, load, options_of
     from promptforge.cli.train import kept, refuse, settings_of
-    from promptforge.plugins import build, manager
+    from promptforge.plugins import build, component, manager
     from promptforge.tuning import processes
     from promptforge.tuning.mixed import TaskExamples
     from promptforge.tuning.together import train_together
@@ -47,6 +47,7 @@ def train_tasks(
             raise UserError(
                 f"--{name.replace('_', '-')} is for one TASK, and there are {len(params['task'])}."
             )
+    component("strategy", strategy)
     if strategy != "prompt":
         raise UserError(f"--strategy {strategy} is for one TASK: several are trained by prompt.")
     verbalizer = params["verbalizer"] or "manual"
