@@ -21,6 +21,7 @@ from torch import Tensor
 from promptforge import remote
 from promptforge.backbone.addition import Addition
 from promptforge.backbone.base import Backbone
+from promptforge.backbone.dtypes import cast, dtype_of
 from promptforge.backbone.weights import Weights
 from promptforge.classifier import Classifier
 from promptforge.data import Example
@@ -43,6 +44,8 @@ from promptforge.tuning.run import find_artifact
 
 TENSORS, MEMBERS, BINARY, PLAIN = "weights.safetensors", "members", "binary", "plain"
 FORMAT = "promptforge-artifact"
+#: Kinds that put something around one other classifier, and its folder among the members.
+_WRAPPING = {"exits": PLAIN, "multi-label": BINARY}
 
 
 class Savable(ABC):
@@ -139,7 +142,7 @@ def _write(classifier: Classifier | Savable, folder: Path, about: dict[str, Any]
             "kind": "prompt",
             "backbone": _backbone(classifier.backbone),
             **classifier.to_json(),
-            "templates": _templates(classifier.task),
+            "templates": templates_hash(classifier.task),
         }
         tensors = {
             f"verbalizer/{pattern}/{name}": value
@@ -182,13 +185,28 @@ def _own_files(folder: Path) -> set[str]:
 
 
 def _backbone(backbone: Backbone) -> dict[str, Any]:
-    return {**backbone.source, "sha256": backbone.checksum}
+    told = {**backbone.source, "sha256": backbone.checksum}
+    commit = getattr(backbone.model.config, "_commit_hash", None)
+    if commit and "revision" in told and not Path(told["name"]).is_dir():
+        # A branch or nothing, as users name it, moves on: this is what it stood for.
+        told["revision"] = commit
+    return told
 
 
-def _templates(task: Task) -> str:
+def templates_hash(task: Task) -> str:
     """A hash of what the task's templates say."""
     sources = [[name, pattern.template.source] for name, pattern in task.patterns.items()]
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+
+
+def check_templates(data: Mapping[str, Any], task: Task, weights: Weights | None) -> None:
+    """Raise a `UserError` where an artifact's templates are not those that its additions were tuned with."""
+    now = templates_hash(task)
+    if weights and weights.added and data.get("templates", now) != now:
+        raise UserError(
+            f"The templates of the task {task.name!r} in this artifact were changed after it was tuned, and what "
+            "was tuned belongs to them. Put them back, or tune it again."
+        )
 
 
 def sha256(path: Path) -> str:
@@ -209,7 +227,8 @@ def load(
     Args:
         path: the folder or URL.
         backbone: the loaded model it was tuned from; loaded by its name otherwise.
-        options: for `load_model`: device, batch_tokens.
+        options: for `load_model`: device, dtype, batch_tokens. The model is cast to another dtype after
+            it was found to be the one that was tuned; by default it has its own.
 
     Raises:
         UserError: no artifact there; another backbone than the one it was tuned from.
@@ -232,8 +251,9 @@ def open_parts(
     """
     folder = _found(path)
     data = _header(folder)
-    if data["kind"] == "exits":
-        return open_parts(folder / MEMBERS / PLAIN, backbone=backbone, report=report, **options)
+    if data["kind"] in _WRAPPING:
+        inner = folder / MEMBERS / _WRAPPING[data["kind"]]
+        return open_parts(inner, backbone=backbone, report=report, **options)
     if "backbone" not in data:
         raise UserError(f"{folder} is an ensemble: name one of its members' folders.")
     return _parts(folder, data, backbone, report or Reporter(), options)
@@ -251,13 +271,10 @@ def member_folder(path: str | Path, member: str) -> Path | None:
         UserError: the ensemble has no such member.
     """
     folder = find_artifact(path)
-    inner = ("ensemble", "multi-label", "exits")
-    if folder is None or (data := _header(folder))["kind"] not in inner:
+    if folder is None or (data := _header(folder))["kind"] not in ("ensemble", *_WRAPPING):
         return folder
-    if data["kind"] == "exits":
-        return folder / MEMBERS / PLAIN
-    if data["kind"] == "multi-label":
-        return member_folder(folder / MEMBERS / BINARY, member)
+    if data["kind"] in _WRAPPING:
+        return member_folder(folder / MEMBERS / _WRAPPING[data["kind"]], member)
     if member not in data["shares"]:
         raise UserError(
             f"{path} is an ensemble without a member {member!r}; it has {listed(list(data['shares']))}."
@@ -313,6 +330,8 @@ def _read(
         exits = end_of(plain).make()
         exits.load_state_dict(_under("exits/", _tensors(folder, data)))
         assert isinstance(plain, PromptModel | HeadModel)
+        if _is_cast(plain.backbone):
+            exits.to(plain.backbone.model.dtype)
         return ExitModel(plain, exits)
     if data["kind"] == "generator":
         raise UserError(
@@ -329,11 +348,12 @@ def _read(
         head = Head(backbone.width, len(data["labels"]), data["dropout"])
         own = {n.removeprefix("head/"): v for n, v in tensors.items() if n.startswith("head/")}
         head.load_state_dict(own)
+        head.to(backbone.device, next(iter(own.values())).dtype)
         added = weights.added if weights else None
         opening = added.opening if added is not None else ()
         texts = Texts(backbone, data["inputs"], data["pooling"], opening)
         scale = Scale.from_json(data.get("scale"))
-        return HeadModel(texts, head.to(backbone.device), data["labels"], weights, report, scale)
+        return HeadModel(texts, head, data["labels"], weights, report, scale)
     return _prompt_model(data, backbone, weights, tensors, report)
 
 
@@ -344,13 +364,26 @@ def _parts(
     report: Reporter,
     options: dict[str, Any],
 ) -> Parts:
-    backbone = backbone or _load_backbone(data["backbone"], report, options)
+    dtype = None
+    if backbone is None:
+        # Tuned weights and checksum are those of the model in its own dtype.
+        dtype = options.get("dtype")
+        options = {key: value for key, value in options.items() if key != "dtype"}
+        if dtype is not None:
+            dtype_of(dtype)  # a mistake is said before a model is loaded
+        backbone = _load_backbone(data["backbone"], report, options)
     if backbone.checksum != data["backbone"]["sha256"]:
         raise UserError(
             f"{folder} was tuned from {data['backbone']['name']!r}, and the weights of {backbone.name!r} "
             "here are others. Load the model that it was tuned from."
         )
+    if dtype is not None:
+        cast(backbone, dtype)
     tensors = _tensors(folder, data)
+    if _is_cast(backbone):
+        # What was tuned computes with the model, so it is cast as the model was.
+        moved = {n: v.to(backbone.model.dtype) for n, v in tensors.items() if v.is_floating_point()}
+        tensors |= moved
     of_model = _under("model/", tensors)
     own = {n: v for n, v in tensors.items() if not n.startswith(("model/", "added/"))}
     weights = Weights.of_flat(of_model) if of_model or "added" in data else None
@@ -394,11 +427,7 @@ def _prompt_model(
     report: Reporter,
 ) -> PromptModel:
     task = Task.from_json(data["task"])
-    if weights and weights.added and data.get("templates", _templates(task)) != _templates(task):
-        raise UserError(
-            f"The templates of the task {task.name!r} in this artifact were changed after it was tuned, and what "
-            "was tuned belongs to them. Put them back, or tune it again."
-        )
+    check_templates(data, task, weights)
     demonstrations = None
     if data["demonstrations"]:
         saved = data["demonstrations"]
@@ -431,9 +460,13 @@ def _load_backbone(saved: dict[str, Any], report: Reporter, options: dict[str, A
     # Whether to run code that comes with a model is the user's to say, never a file's.
     left_out = ("sha256", "name", "trust_remote_code")
     known = {key: value for key, value in saved.items() if key not in left_out}
-    # Tuned weights and checksum are those of the model in its own dtype.
-    options = {key: value for key, value in options.items() if key != "dtype"}
     return load_model(saved["name"], report=report, trained=True, **{**known, **options})
+
+
+def _is_cast(backbone: Backbone) -> bool:
+    """Whether a model has another precision than the one that it was tuned and saved in."""
+    own = backbone.source.get("dtype")
+    return own is not None and dtype_of(own) != backbone.model.dtype
 
 
 def _backbone_of(classifier: Classifier) -> Backbone | None:

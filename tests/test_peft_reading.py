@@ -88,6 +88,6 @@ def test_the_models_own_embeddings_beside_an_adapter(tmp_path: Path) -> None:
     method = build("method", "peft")
     assert method.read(backbone, tmp_path / "a").deltas() and unchanged()
     changed(tmp_path / "a", lambda t: t[name].add_(1))
-    with pytest.raises(UserError, match="transformer.wte.weight' with other values"):
+    with pytest.raises(UserError, match=r"transformer.wte.weight' with other values"):
         method.read(backbone, tmp_path / "a")
     assert unchanged()

@@ -12,6 +12,7 @@ import torch
 from promptforge.attention import AttentionPattern
 from promptforge.backbone.base import Backbone
 from promptforge.backbone.causal import CausalBackbone
+from promptforge.backbone.dtypes import cast, dtype_of
 from promptforge.backbone.masked import MaskedBackbone
 from promptforge.backbone.patterned import place
 from promptforge.backbone.positions import extend, scale_rope
@@ -103,10 +104,10 @@ def load_model(
             "trust_remote_code": trust_remote_code,
         }
         backbone = _tuned(name, check, report, max_length, given)
-        backbone.model.to(_dtype(dtype))
+        cast(backbone, dtype)
         backbone.source["dtype"] = dtype
         return _patterned(backbone, pattern, report, trained)
-    number = _dtype(dtype)
+    number = dtype_of(dtype)
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
@@ -154,13 +155,6 @@ def _patterned(
     if pattern is not None and (backbone.placed is None or backbone.placed.pattern != pattern):
         place(backbone, pattern, report, trained=trained)
     return backbone
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in dtypes:
-        raise UserError(f"dtype {name!r}: choose one of {', '.join(dtypes)}.")
-    return dtypes[name]
 
 
 def _tuned(

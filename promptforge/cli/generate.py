@@ -11,7 +11,7 @@ from promptforge.cli.common import console, json_option, plain, print_json, repo
 from promptforge.cli.config import with_config
 from promptforge.cli.options import model_options, output_options, task_options
 from promptforge.cli.predict import check_output, chunks, fingerprint
-from promptforge.cli.setup import Setup, adapter_weights, load, open_task
+from promptforge.cli.setup import Setup, adapter_weights, load, open_task, reading
 from promptforge.errors import UserError
 from promptforge.remote import place
 
@@ -124,8 +124,7 @@ def _generator(setup: Setup) -> Generator:
 
     params = setup.params
     if setup.artifact is not None:
-        given = {key: params[key] for key in ("device", "dtype", "batch_tokens")}
-        return Generator.load(setup.artifact, report=setup.report, **given)
+        return Generator.load(setup.artifact, report=setup.report, **reading(params))
     _one_pattern(setup)
     backbone = load(params, setup.report, setup.task)
     return Generator(

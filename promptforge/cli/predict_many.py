@@ -17,7 +17,6 @@ from promptforge.remote import fetched
 if TYPE_CHECKING:
     from promptforge.bank import TaskBank
     from promptforge.data import ReaderChoice, Row
-    from promptforge.task import Task
 
 
 @click.command("predict-many")
@@ -29,7 +28,8 @@ if TYPE_CHECKING:
 @click.option("--reader", help="How the table is read. [default: by the name's ending]")
 @click.option("-o", "options", multiple=True, metavar="[ROLE.]KEY=VALUE",
               help="Option of the reader (several: repeat).")  # fmt: skip
-@click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
+              help="Precision of the model. [default: the one that the tasks were tuned in]")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps.")
 @click.option("--batch-tokens", type=click.IntRange(min=16), default=2048, show_default=True,
               help="Tokens in a batch.")  # fmt: skip
@@ -50,7 +50,7 @@ def predict_many(
     from promptforge.cli.setup import options_of
     from promptforge.data import iter_rows
     from promptforge.model import PromptModel
-    from promptforge.multilabel import MultiLabelModel
+    from promptforge.multilabel import LABEL, MultiLabelModel
     from promptforge.output import RowWriter
 
     report = reporter()
@@ -77,17 +77,21 @@ def predict_many(
 
     bank = TaskBank.load(found, report=report, **given)
     models: dict[str, PromptModel] = {}
+    inputs: dict[str, list[str]] = {}
     for name in bank:
         classifier = bank[name]
         model = classifier.binary if isinstance(classifier, MultiLabelModel) else classifier
         assert isinstance(model, PromptModel)
         model.warn_cuts = False
         models[name] = model
+        # The label that a question is about is none of the table's columns.
+        asks = LABEL if isinstance(classifier, MultiLabelModel) else None
+        inputs[name] = [c for c in model.task.inputs if c != asks]
     counts = dict.fromkeys(bank, 0)
     with out as writer, report.meter("Predicting", None) as meter:
         if writer.done:
             report.note(f"Going on after {writer.done} rows")
-        rows = _checked(data, task_column, models, reader, writer.done)
+        rows = _checked(data, task_column, inputs, reader, writer.done)
         try:
             for part in chunks(rows, chunk):
                 writer.write(_predicted(bank, part, task_column, out.format))
@@ -144,20 +148,19 @@ def named(artifacts: Sequence[str]) -> dict[str, Path]:
 
 
 def _checked(
-    source: str, column: str, tasks: dict[str, Any], reader: ReaderChoice, skip: int
+    source: str, column: str, inputs: dict[str, list[str]], reader: ReaderChoice, skip: int
 ) -> Iterator[Row]:
     """The rows of a table, each with a known task and all that its template reads."""
     from promptforge.data import check_row, iter_rows, label_text
 
     for number, row in enumerate(iter_rows(source, (column,), skip, reader), start=skip + 1):
         name = label_text(row[column]) or ""
-        if name not in tasks:
+        if name not in inputs:
             raise UserError(
-                f"{source}: row {number} is of the task {name!r}, and there are {listed(list(tasks), 20)} "
-                f"(column {column!r}).{did_you_mean(name, list(tasks))}"
+                f"{source}: row {number} is of the task {name!r}, and there are {listed(list(inputs), 20)} "
+                f"(column {column!r}).{did_you_mean(name, list(inputs))}"
             )
-        task: Task = tasks[name].task
-        check_row(row, task.inputs, source, number)
+        check_row(row, inputs[name], source, number)
         yield {**row, column: name}
 
 

@@ -286,6 +286,18 @@ def verbalizer_name(params: dict[str, Any], words: LabelWords | None) -> str:
     return words.verbalizer if words else (params.get("verbalizer") or "manual")
 
 
+def reading(params: Mapping[str, Any]) -> dict[str, Any]:
+    """How an artifact's model is loaded: in its own dtype, unless the user names one."""
+    import click
+    from click.core import ParameterSource
+
+    context = click.get_current_context(silent=True)
+    source = context.get_parameter_source("dtype") if context else None
+    named = source not in (None, ParameterSource.DEFAULT)
+    own = {"dtype": params["dtype"] if named else None}
+    return {**{key: params[key] for key in ("device", "batch_tokens")}, **own}
+
+
 def build_model(setup: Setup, rows: Sequence[Row] | None = None) -> Classifier:
     """The classifier: options checked first, then the model loaded, then calibrated.
 
@@ -300,8 +312,7 @@ def build_model(setup: Setup, rows: Sequence[Row] | None = None) -> Classifier:
     if setup.artifact is not None:
         from promptforge.artifact import load as load_artifact
 
-        given = {key: setup.params[key] for key in ("device", "dtype", "batch_tokens")}
-        tuned = load_artifact(setup.artifact, report=setup.report, **given)
+        tuned = load_artifact(setup.artifact, report=setup.report, **reading(setup.params))
         if setup.params.get("exit_policy"):
             from promptforge.exits.model import set_policy
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptforge.artifact import Savable, open_parts
+from promptforge.artifact import Savable, check_templates, open_parts, templates_hash
 from promptforge.artifact import save as save_artifact
 from promptforge.backbone.base import Backbone
 from promptforge.backbone.weights import Weights
@@ -96,7 +96,8 @@ class Generator(Savable):
         """What the model reads before it writes.
 
         Raises:
-            UserError: a mistake in the template, a missing column, or a row that does not fit.
+            UserError: a mistake in the template, a missing column, a row that does not fit, or other
+                soft tokens than those that were tuned.
         """
         for number, row in enumerate(rows, 1):
             if missing := [c for c in self.task.inputs if c not in row]:
@@ -106,6 +107,8 @@ class Generator(Savable):
         template = self.template
         prompts = [Prompt((*self.opening, *template.render(row).parts)) for row in rows]
         found = self.writer.sources(prompts, room or self.room, template.origin)
+        if self.weights is not None and self.weights.added is not None:
+            self.weights.added.check(found, template.origin)
         self._count_cuts(found)
         return found
 
@@ -287,15 +290,18 @@ class Generator(Savable):
         """What `save` wrote, from its folder or its run's; see `promptforge.artifact.load`.
 
         Raises:
-            UserError: no artifact, one of another kind, or another backbone.
+            UserError: no artifact, one of another kind, another backbone, or templates that were
+                changed after the tuning.
             PromptForgeError: its files are damaged.
         """
         found = open_parts(folder, backbone=backbone, report=report, **options)
         data = found.data
         if data["kind"] != cls.kind:
             raise UserError(f"{folder} is no generator but a {data['kind']} model.")
+        task = Task.from_json(data["task"])
+        check_templates(data, task, found.weights)
         return cls(
-            found.backbone, Task.from_json(data["task"]), weights=found.weights,
+            found.backbone, task, weights=found.weights,
             decoding=Decoding.of(**data["decoding"]), room=data["room"], report=report,
         )  # fmt: skip
 
@@ -304,6 +310,7 @@ class Generator(Savable):
         decoding = self.decoding.model_dump(exclude_unset=True)
         return {
             "kind": self.kind, "task": self.task.to_json(), "room": self.room, "decoding": decoding,
+            "templates": templates_hash(self.task),
         }  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
