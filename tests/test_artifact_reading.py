@@ -37,6 +37,11 @@ def trained(folder: Path, model: Path, method: str, **options: Any) -> Path:
     return folder
 
 
+def loaded(folder: Path, **options: Any) -> Any:
+    """The classifier of an artifact."""
+    return artifact.load(folder, **options)
+
+
 # --- several labels a row -----------------------------------------------------------------------
 
 
@@ -47,7 +52,7 @@ def test_a_task_of_several_labels_is_the_first_of_a_bank(
     other = trained(tmp_path / "other", tiny_model("bert"), "lora")
     bank = TaskBank.load({"a": first, "b": other})
     rows = [e.row for e in some(6)]
-    alone = artifact.load(first).predict_proba(rows)
+    alone = loaded(first).predict_proba(rows)
     found = bank.predict_proba([("a", row) for row in rows])
     np.testing.assert_allclose(found, alone, atol=1e-5)
     data = tmp_path / "rows.jsonl"
@@ -56,7 +61,7 @@ def test_a_task_of_several_labels_is_the_first_of_a_bank(
     ran = command("predict-many", first, "--data", data, "--format", "jsonl")
     assert ran.code == 0, ran.err
     told = [json.loads(line) for line in ran.out.splitlines()]
-    assert [r["prediction"] for r in told] == artifact.load(first).predict(rows)
+    assert [r["prediction"] for r in told] == loaded(first).predict(rows)
 
 
 def test_a_task_of_several_labels_is_merged_and_exported(
@@ -65,7 +70,7 @@ def test_a_task_of_several_labels_is_merged_and_exported(
     lora = trained(tmp_path / "lora", tiny_model("bert"), "lora")
     merge(lora, tmp_path / "merged")
     rows = [e.row for e in some(4)]
-    tuned = artifact.load(lora)
+    tuned = loaded(lora)
     plain = PromptModel(load_model(str(tmp_path / "merged")), task().binary)
     questions = list(tuned.multi_label.asked(rows))
     there = plain.predict_proba(questions)
@@ -86,15 +91,15 @@ def test_the_model_of_an_artifact_is_cast(
 ) -> None:
     folder = trained(tmp_path / "a", tiny_model(architecture), method)
     rows = [e.row for e in some(8)]
-    own = artifact.load(folder)
-    half = artifact.load(folder, dtype="bfloat16")
+    own = loaded(folder)
+    half = loaded(folder, dtype="bfloat16")
     dtypes = {p.dtype for p in half.binary.backbone.model.parameters()}
     assert dtypes == {torch.bfloat16}
     away = abs(own.predict_proba(rows) - half.predict_proba(rows)).max()
     assert 0 < away < 0.05
     # It is still the model that it was: saved again it loads as it did.
     artifact.save(half, tmp_path / "again")
-    again = artifact.load(tmp_path / "again")
+    again = loaded(tmp_path / "again")
     assert again.binary.backbone.model.dtype == torch.float32
     assert abs(own.predict_proba(rows) - again.predict_proba(rows)).max() < 0.05
     if method != "all":
@@ -106,7 +111,7 @@ def test_the_model_of_an_artifact_is_cast(
 
 def test_a_cast_model_is_what_transformers_loads(tiny_model: Folder, tmp_path: Path) -> None:
     folder = trained(tmp_path / "a", tiny_model("llama"), "prefix")
-    half = artifact.load(folder, dtype="bfloat16").binary.backbone.model
+    half = loaded(folder, dtype="bfloat16").binary.backbone.model
     theirs = load_model(str(tiny_model("llama")), dtype="bfloat16").model
     for (name, here), (_, there) in zip(
         [*half.named_parameters(), *half.named_buffers()],
@@ -122,9 +127,9 @@ def test_heads_and_exits_are_cast_too(
 ) -> None:
     folder = trained(tmp_path / "a", tiny_model("bert"), "all", **options)
     rows = [e.row for e in some(4)]
-    half = artifact.load(folder, dtype="bfloat16")
+    half = loaded(folder, dtype="bfloat16")
     assert isinstance(half.binary, HeadModel | ExitModel)
-    away = abs(artifact.load(folder).predict_proba(rows) - half.predict_proba(rows)).max()
+    away = abs(loaded(folder).predict_proba(rows) - half.predict_proba(rows)).max()
     assert away < 0.03
 
 
@@ -153,7 +158,7 @@ def test_commands_cast_only_where_they_are_told(
             assert ran.code == 0, ran.err
             assert set(seen) == {expected}
     with pytest.raises(UserError, match="dtype 'float31': choose one of float32"):
-        artifact.load(folder, dtype="float31")
+        loaded(folder, dtype="float31")
 
 
 # --- generators ---------------------------------------------------------------------------------

@@ -154,7 +154,8 @@ class Injected(Addition):
         return take_out
 
     def _state(self) -> dict[str, Tensor]:
-        if not self._live:
+        # AdaLoRA's are only read, and no training of ours changes them.
+        if not self._live or self.config["peft_type"] == "ADALORA":
             return self._tensors
         found = get_peft_model_state_dict(
             self._live[0], adapter_name=ADAPTER, save_embedding_layers=False
@@ -232,7 +233,7 @@ def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     """
     try:
         config: Config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        class_of(config["peft_type"])
+        class_of(config["peft_type"], reading=True)
     except UserError:
         raise
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from promptforge import Backbone, UserError
 from promptforge.errors import did_you_mean, listed
+from promptforge_peft.prompts import READ
 
 #: peft's own name for the one adapter of a model.
 ADAPTER = "default"
@@ -31,6 +32,8 @@ _REFUSED = {
     "SHADOW": "is a second model beside the first",
     "MIXED": "is no method but several",
 }
+#: Those of them that run once they are trained.
+_RUN = {"ADALORA"}
 
 
 def kinds() -> list[str]:
@@ -39,19 +42,27 @@ def kinds() -> list[str]:
     return sorted(k for k in known if k.upper() not in {*_PROMPTS, *_REFUSED})
 
 
-def class_of(kind: str) -> Any:
+def class_of(kind: str, *, reading: bool = False) -> Any:
     """peft's class of a configuration.
+
+    Args:
+        reading: for an adapter that is trained: some kinds can be run that cannot be trained here.
 
     Raises:
         UserError: no such name, or one that is not for here.
     """
     name = kind.upper().replace("-", "_")
-    if name in _PROMPTS:
+    if reading and name in _PROMPTS and name not in READ:
+        raise UserError(
+            f"peft's {kind!r} has parts in the prompt that are none of ours: an adapter of it is not read here. "
+            f"Run it with peft, or tune one here: --method {_PROMPTS[name]}."
+        )
+    if name in _PROMPTS and not reading:
         raise UserError(
             f"peft's {kind!r} changes the prompt and not the model: use --method {_PROMPTS[name]}, "
             "which works for every family."
         )
-    if name in _REFUSED:
+    if name in _REFUSED and not (reading and name in _RUN):
         raise UserError(f"peft's {kind!r} {_REFUSED[name]}, and cannot be used here.")
     found = {k.value: cls for k, cls in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}.get(name)
     if found is None:
@@ -150,9 +161,8 @@ def injected(
             else nullcontext(),
         ):
             warnings.simplefilter("ignore")
-            made = peft.get_peft_model(
-                model, PeftConfig.from_peft_type(**told), ADAPTER, autocast_adapter_dtype=False
-            )
+            # What is trained is cast to float32: in half precision small steps round to none.
+            made = peft.get_peft_model(model, PeftConfig.from_peft_type(**told), ADAPTER)
         made.promptforge_changed = any(
             p.data.data_ptr() != b.data_ptr() for (p, _, _), b in zip(values, before, strict=True)
         )

@@ -27,6 +27,7 @@ from promptforge_peft.additions import (
     read_folder,
 )
 from promptforge_peft.injection import as_json, config_of, options_of, uses_conv1d
+from promptforge_peft.prompts import READ, prompt
 
 _KINDS = {
     "attention": ("attention", "cross-attention"),
@@ -67,7 +68,10 @@ class PeftMethod(TuningMethod):
         """
         if not (folder / CONFIG).is_file():
             return None
-        made = addition(backbone, *read_folder(folder), origin=str(folder))
+        config, tensors = read_folder(folder)
+        if config["peft_type"] in READ:
+            return prompt(backbone, config, tensors, str(folder))
+        made = addition(backbone, config, tensors, str(folder))
         made.made_by = {"name": self.name, "options": self.model_dump(mode="json")}
         return made
 
