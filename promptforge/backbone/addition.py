@@ -77,27 +77,28 @@ class Delta:
         )
 
     def apply(self, h: Tensor, x: Tensor, training: bool = False) -> Tensor:
-        """The changed `h`, [rows, tokens, d_out]; tensors may have a first dimension of rows."""
+        """The changed `h`, [rows, tokens, d_out], in its precision; tensors may have one dimension, of rows, more."""
         out = h if self.multiply is None else h * _rowwise(self.multiply, 1)
         if self.down is None or self.up is None:
-            return out
+            return out.to(h.dtype)
         if self.dropout and training:
             x = F.dropout(x, self.dropout)
         if self.norm is not None:
             weight, bias = self.norm.unbind(-2)
             x = F.layer_norm(x, x.shape[-1:]) * _rowwise(weight, 1) + _rowwise(bias, 1)
-        middle = x @ self.down
+        middle = x @ self.down.to(x.dtype)
         if self.down_bias is not None:
             middle = middle + _rowwise(self.down_bias, 1)
-        added = ACTIVATIONS[self.activation](middle) @ self.up
+        middle = ACTIVATIONS[self.activation](middle)
+        added = middle @ self.up.to(middle.dtype)
         if self.up_bias is not None:
             added = added + _rowwise(self.up_bias, 1)
         scale = self.scale if isinstance(self.scale, float) else _rowwise(self.scale, 0)
         added = added * scale
         if self.gate is None:
-            return out + added
+            return (out + added).to(h.dtype)
         share = torch.sigmoid(_rowwise(self.gate, 1))
-        return (1 - share) * out + share * added
+        return ((1 - share) * out + share * added).to(h.dtype)
 
     @classmethod
     def stacked(cls, deltas: list[Delta]) -> Delta:

@@ -1,0 +1,91 @@
+"""What is trained beside a model in half precision stays in single precision, so small steps count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from promptforge import artifact
+from tests import adding
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", {"targets": "all"}),
+    "dora": ("lora", {"options": {"use_dora": True}}),
+    "ia3": ("ia3", {}),
+    "loha": ("peft", {"config": "loha", "options": {"r": 2}}),
+    "pfeiffer": ("pfeiffer", {"size": 4}),
+    "all-parts": ("adapter", {"norm": True, "composition": "gated", "form": "parallel", "size": 4}),
+    "multi-head": ("adapter", {"form": "multi-head", "at": "attention", "size": 3}),
+    "prompt-tuning": ("prompt-tuning", {"tokens": 3}),
+    "p-tuning": ("p-tuning", {"tokens": 3}),
+    "mam": ("mam", {"methods": {"prefix": {"length": 3}, "scaled-parallel": {"size": 4}}}),
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_in_bfloat16_learns_by_small_steps(
+    method: str, precision: str, tmp_path: Path
+) -> None:
+    backbone = tiny.backbone.__wrapped__("bert")
+    backbone.model.bfloat16()
+    unchanged = adding.snapshot(backbone)
+    name, options = METHODS[method]
+    tuner = adding.tuner(backbone, name, steps=4, **options)
+    tuner.settings = tuner.settings.model_copy(
+        update={
+            "learning_rate": 1e-3,
+            "warmup": 0.0,
+            "schedule": "constant",
+            "precision": precision,
+        }
+    )
+    still = tuner.settings.model_copy(update={"learning_rate": 1e-12})
+    moving, tuner.settings = tuner.settings, still
+    before = adding.trained(tuner).weights.added.tensors()  # type: ignore[union-attr]
+    tuner.settings, tuner.trained = moving, {}
+    made = adding.trained(tuner)
+    assert made.weights is not None and made.weights.added is not None
+    after = made.weights.added.tensors()
+    assert before.keys() == after.keys() and after
+    assert {t.dtype for t in after.values()} == {torch.float32}
+    for part, value in after.items():
+        # Steps of 1e-3 on factors of one: bfloat16 has none between 1 and 1.008.
+        assert 0 < float((value - before[part]).abs().max()) < 0.1, part
+    assert unchanged()
+    rows = [e.row for e in tuner.train]
+    expected = made.predict_proba(rows)
+    artifact.save(made, tmp_path / "made")
+    backbone.apply(None)
+    assert (
+        artifact.load(tmp_path / "made", backbone=backbone).predict_proba(rows) == expected
+    ).all()
+    backbone.apply(None)
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3", "pfeiffer", "all-parts"])
+def test_states_stay_in_the_models_precision(kind: str) -> None:
+    """And what is added is near that of the same model in single precision."""
+    name, options = METHODS[kind]
+    found = []
+    for half in (False, True):
+        backbone = tiny.backbone.__wrapped__("bert")
+        tuner = adding.tuner(backbone, name, **options)
+        prompts = adding.encoded(tuner)[:3]
+        if half:
+            backbone.model.bfloat16()
+        addition = adding.added(tuner)
+        adding.moved(addition, by=0.1)
+        attached = backbone.attach([addition])
+        try:
+            logits = adding.read_logits(backbone, prompts)
+        finally:
+            attached.close()
+        assert logits.dtype == (torch.bfloat16 if half else torch.float32)
+        found.append(logits.float().numpy())
+    assert np.abs(found[0] - found[1]).max() < 0.05 * np.abs(found[0]).max()
