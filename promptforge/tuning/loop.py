@@ -34,6 +34,7 @@ from promptforge.errors import PromptForgeError, UserError
 from promptforge.progress import Reporter
 from promptforge.tuning import checkpoint, processes
 from promptforge.tuning.precision import Precision
+from promptforge.tuning.recomputing import recomputing
 from promptforge.tuning.schedule import batch_at, rate_at
 from promptforge.tuning.settings import Settings
 from promptforge.tuning.tracking import Log
@@ -165,7 +166,8 @@ class Training:
         kept = max(1, settings.steps // 10)
         losses = [entry["loss"] for entry in state.curve][-kept:]
         module.train(settings.dropout)
-        with self.report.meter(label, settings.steps, "steps") as meter:
+        again = recomputing(self.objective, settings.checkpointing)
+        with again, self.report.meter(label, settings.steps, "steps") as meter:
             meter.advance(state.steps)
             while state.steps < settings.steps and not self._patience_is_over():
                 with self._whole():

@@ -38,6 +38,10 @@ class Settings(BaseModel):
         "auto", description="bfloat16 on processors and GPUs that compute with it; else float32."
     )
     dropout: bool = Field(True, description="Use the model's dropout while training.")
+    checkpointing: bool = Field(
+        False,
+        description="Compute layers again in the backward pass: less memory, about a third more time.",
+    )
     eval_every: int = Field(
         0, ge=0, description="Steps between looks at the development rows; 0: ten looks in all."
     )
