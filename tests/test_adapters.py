@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,32 @@ def test_targets_by_pattern() -> None:
     assert set(made.deltas()) == {"model.layers.0.mlp.down_proj"}
 
 
+@each
+def test_targets_beside_a_sub_layer_take_what_it_takes(architecture: str) -> None:
+    """By the names of the outputs it is the same adapter as by what they are."""
+    backbone = tiny.backbone.__wrapped__(architecture)
+    where = places(architecture, "both", [])
+    names = "|".join(re.escape(last) for _, last in where)
+    tuner = adding.tuner(backbone, "adapter", form="parallel", targets=f"^({names})$", size=4)
+    prompts = adding.encoded(tuner)[:3]
+    addition = adding.added(tuner)
+    assert {name: d.source for name, d in addition.deltas().items()} == {b: a for a, b in where}
+    adding.moved(addition, by=0.3)
+    attached = backbone.attach([addition])
+    here = adding.read_logits(backbone, prompts)
+    attached.close()
+    plain(backbone.model, where, addition.folded().tensors(), tuner.method)
+    there = adding.plain_logits(backbone, backbone.model, prompts)
+    assert torch.allclose(here, there, atol=1e-5 * max(1.0, float(there.abs().max())))
+
+
+def test_targets_beside_a_matrix_inside_take_what_it_takes() -> None:
+    backbone = tiny.backbone.__wrapped__("bert")
+    tuner = adding.tuner(backbone, "adapter", form="parallel", targets=r"1\.intermediate\.dense")
+    ((name, delta),) = adding.added(tuner).deltas().items()
+    assert delta.source == name == "bert.encoder.layer.1.intermediate.dense"
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -209,6 +236,8 @@ def test_targets_by_pattern() -> None:
         ({"targets": "["}, "targets='\\['"),
         ({"layers": [0, 5]}, "no layer 5; layers: 0 to 1"),
         ({"form": "multi-head"}, "form=multi-head is for attention: add at=attention"),
+        ({"targets": "output.dense", "layers": [99]}, "layers goes with at, and targets='output.dense' stands in its"),
+        ({"targets": "output.dense", "form": "multi-head"}, "form=multi-head needs the heads.*Write at=attention"),
         ({"size": 0}, "option 'size'"),
         ({"form": "diagonal"}, "option 'form'"),
     ],

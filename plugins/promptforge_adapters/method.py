@@ -54,7 +54,8 @@ class Adapter(TuningMethod):
     layers: list[int] = Field([], description="Numbers of the layers; none: all.")
     targets: str = Field(
         "",
-        description="Regular expression: the matrices after which adapters stand, in place of `at`.",
+        description="Regular expression: the matrices after which adapters stand (form=parallel: beside which), in "
+        "place of `at` and `layers`.",
     )
 
     def prepare(self, backbone: Backbone) -> dict[str, nn.Parameter]:
@@ -81,7 +82,9 @@ class Adapter(TuningMethod):
             entering = widths(backbone.matrices[source])[0] if source else width[1]
             leaving = width[0] if self.form == "multi-head" else width[1]
             made[matrix] = Bottleneck(self, entering, leaving, source, heads)
-        return Adapters(made).to(backbone.device, backbone.model.dtype)
+        # In half precision small steps of what is trained round to none.
+        precise = torch.promote_types(backbone.model.dtype, torch.float32)
+        return Adapters(made).to(backbone.device, precise)
 
     def _places(self, backbone: Backbone) -> list[tuple[str, str, int]]:
         """Matrix, the matrix whose input is x ("": h is), and heads, of each adapter."""
@@ -108,17 +111,32 @@ class Adapter(TuningMethod):
         return widths(backbone.matrices[site.output])[0] // site.head_size
 
     def _named(self, backbone: Backbone) -> list[tuple[str, str, int]]:
+        who = f"method {self.name!r}"
+        if self.layers:
+            raise UserError(
+                f"{who}: layers goes with at, and targets={self.targets!r} stands in its place. Name the layers in "
+                "the regular expression, or leave targets out."
+            )
+        if self.form == "multi-head":
+            raise UserError(
+                f"{who}: form=multi-head needs the heads of an attention, and targets={self.targets!r} names "
+                "matrices. Write at=attention in place of targets, or another form."
+            )
         try:
             pattern = re.compile(self.targets)
         except re.error as error:
-            raise UserError(f"method {self.name!r}: targets={self.targets!r}: {error}.") from None
+            raise UserError(f"{who}: targets={self.targets!r}: {error}.") from None
         found = [name for name in backbone.matrices if pattern.search(name)]
         if not found:
             raise UserError(
-                f"method {self.name!r}: no matrix matches {self.targets!r}. There are: "
+                f"{who}: no matrix matches {self.targets!r}. There are: "
                 f"{listed(list(backbone.matrices), 40)}."
             )
-        return [(name, "" if self.form == "sequential" else name, 1) for name in found]
+        if self.form == "sequential":
+            return [(name, "", 1) for name in found]
+        # Beside a sub-layer x is what the whole of it takes; beside another matrix, what that takes.
+        beside = {site.output: site.inputs[0] for site in backbone.sites}
+        return [(name, beside.get(name, name), 1) for name in found]
 
 
 class Houlsby(Adapter):
