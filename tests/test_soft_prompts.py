@@ -21,6 +21,7 @@ from promptforge.errors import PromptForgeError, UserError
 from promptforge.plugins import build
 from promptforge.tuning.loop import Training
 from promptforge.tuning.objectives import PromptObjective
+from promptforge.tuning.starts import start_ids
 from promptforge.tuning.tuner import Member, Tuner
 
 PATTERN = '{{ soft("It was", id="a") }} {{ text }} {{ soft(n=3) }} and {{ soft("It was", id="a") }} {{ mask }}'
@@ -169,6 +170,30 @@ def test_starts_are_the_models_own_vectors() -> None:
     soft = added(made)[0].soft()
     written = backbone.text.word("It was", space_before=False)
     torch.testing.assert_close(soft["a"], table[written])
+
+
+def test_every_label_has_a_slot_where_words_are_more_than_tokens() -> None:
+    backbone = tiny.backbone("gpt2")
+    single = some_words(backbone, 7)
+    long = [
+        w for w in ("extraordinarily", "unbelievably") if len(backbone.text.ids([f" {w}"])[0]) > 2
+    ]
+
+    def ids(*words: str) -> list[int]:
+        return [token for part in backbone.text.ids([f" {w}" for w in words]) for token in part]
+
+    def start(n: int, **words: list[str]) -> list[int]:
+        return start_ids(backbone, n, "labels", "", words, 0, "who")
+
+    a, b, c, d, e, f, g = single
+    assert start(6, x=[a, b, c, d], y=[e, f], z=[g]) == ids(a, e, g, b, f, c)
+    assert start(3, x=[a, b, c, d], y=[e, f], z=[g]) == ids(a, e, g)
+    assert start(8, x=[a, b], y=[e]) == ids(a, e, b, a, e, b, a, e)
+    # Where not even a word of each label fits, each has its first tokens.
+    assert len(long) == 2
+    first, second = (ids(w) for w in long)
+    assert start(2, x=[long[0]], y=[long[1]]) == [first[0], second[0]]
+    assert start(len(first + second), x=[long[0], a], y=[long[1]]) == first + second
 
 
 def test_what_shares_an_id_may_have_another_space_before_it() -> None:

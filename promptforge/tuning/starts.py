@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from promptforge.backbone.base import Backbone
 from promptforge.errors import UserError
 from promptforge.verbalizer import Words
+
+Item = TypeVar("Item")
 
 
 def embedded(backbone: Backbone, ids: Sequence[int]) -> Tensor:
@@ -30,6 +33,8 @@ def start_ids(
 ) -> list[int]:
     """`n` token ids to start from: random words, a text, or the label words, repeated to fill.
 
+    Labels take turns, so that each has a word among the `n` where these are fewer than all words.
+
     Raises:
         UserError: there is no text, or there are no label words, to start from.
     """
@@ -42,13 +47,22 @@ def start_ids(
                 ids.append(token)
         return ids
     if init == "labels":
-        source = [w for ws in words.values() for w in ws]
+        source = in_turns([list(ws) for ws in words.values()])
         if not source:
             raise UserError(f"{who}: init=labels needs label words, and there are none here.")
         parts = backbone.text.ids([f" {w}" for w in source])
+        firsts = parts[: sum(1 for ws in words.values() if ws)]
+        if sum(map(len, firsts)) > n:  # not even one whole word of each label
+            parts = [in_turns(firsts)]
     else:
         if not text.strip():
             raise UserError(f"{who}: init=text needs the option text.")
         parts = backbone.text.ids([text])
     found = [token for part in parts for token in part]
     return [found[i % len(found)] for i in range(n)]
+
+
+def in_turns(groups: Sequence[Sequence[Item]]) -> list[Item]:
+    """The first of each group, then the second of each, and so on."""
+    longest = max(map(len, groups), default=0)
+    return [group[i] for i in range(longest) for group in groups if i < len(group)]
