@@ -21,7 +21,8 @@ class Component(BaseModel):
     """Base of everything a plugin provides. Fields are options; `name` is how users choose it.
 
     Subclass the role's base class (`Verbalizer`, `VerbalizerSearch`, ...), set `name`, and
-    annotate the options with `pydantic.Field(default, description=...)`.
+    annotate the options with `pydantic.Field(default, description=...)`. Users may write one of
+    `aliases` too; what is listed and recorded is `name`.
     """
 
     model_config = ConfigDict(
@@ -30,6 +31,7 @@ class Component(BaseModel):
 
     role: ClassVar[str] = ""
     name: ClassVar[str] = ""
+    aliases: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def option_table(cls) -> list[dict[str, str]]:
@@ -94,6 +96,7 @@ class Registry:
     def __init__(self, role: str) -> None:
         self.role = role
         self._classes: dict[str, tuple[type[Component], str]] = {}
+        self._aliases: dict[str, str] = {}
 
     def add(self, cls: type[Component], provider: str) -> str | None:
         """Take `cls` from the plugin `provider`; a text says why it was refused."""
@@ -103,15 +106,21 @@ class Registry:
             return f"provides {cls.__name__} for the role {self.role!r} without a name"
         if cls.role != self.role:
             return f"provides {cls.name!r} for the role {self.role!r}, but its base class is for {cls.role!r}"
-        if cls.name in self._classes:
-            owner = self._classes[cls.name][1]
-            return (
-                f"provides the {self.role} {cls.name!r}, a name that {owner!r} has taken; ignored"
-            )
+        for word in (cls.name, *cls.__dict__.get("aliases", ())):
+            taken = self._aliases.get(word, word)
+            if taken in self._classes:
+                what = "a name" if word == cls.name else f"and the alias {word!r} of it, a name"
+                by = f" as an alias of {taken!r}" if word in self._aliases else ""
+                return (
+                    f"provides the {self.role} {cls.name!r}, {what} that {self._classes[taken][1]!r} "
+                    f"has taken{by}; ignored"
+                )
         lacking = sorted(getattr(cls, "__abstractmethods__", ()))
         if lacking:
             return f"provides the {self.role} {cls.name!r} without {', '.join(lacking)}; ignored"
         self._classes[cls.name] = (cls, provider)
+        # A subclass has a name of its own, and not the aliases of what it is made from.
+        self._aliases |= dict.fromkeys(cls.__dict__.get("aliases", ()), cls.name)
         return None
 
     def names(self) -> list[str]:
@@ -120,11 +129,11 @@ class Registry:
 
     def provider(self, name: str) -> str:
         """The plugin that provides `name`."""
-        self.get(name)
-        return self._classes[name][1]
+        return self._classes[self.get(name).name][1]
 
     def get(self, name: str) -> type[Component]:
-        """The class called `name`; a `UserError` lists the names there are."""
+        """The class called `name`, or with that alias; a `UserError` lists the names there are."""
+        name = self._aliases.get(name, name)
         if name not in self._classes:
             raise UserError(
                 f"There is no {self.role} called {name!r}.{did_you_mean(name, self.names())} "

@@ -29,6 +29,7 @@ class PromptTuning(TuningMethod):
     """
 
     name: ClassVar[str] = "prompt-tuning"
+    aliases: ClassVar[tuple[str, ...]] = ("prompt",)
     learning_rate: ClassVar[float] = 1e-2
 
     tokens: int | None = Field(
