@@ -168,7 +168,7 @@ def train(as_json: bool, strategy: str, run_: str | None, resume: bool, **params
     rows, dev, test = splits(setup, labelled=chosen.needs_labelled)
     unlabeled = setup.unlabeled() or []
     chosen.check_rows(rows, unlabeled)
-    method = "" if params["method"] == "all" else f"-{params['method']}"
+    method = "" if params["method"] == "all" else f"-{options['method'].name}"
     name = f"{setup.task.name}-{strategy}{method}"
     folder = place(run_ or f"runs/{name}-{params['seed']}")
     home = place(run_ or "runs")

@@ -59,7 +59,7 @@ def train_tasks(
     options, reader = options_of(params, roles, source)
     settings = settings_of(params, Setup(tasks[0], report, params, options, reader))
     method = build("method", params["method"], **options["method"])
-    folder = place(run_ or f"runs/together-{params['method']}-{params['seed']}")
+    folder = place(run_ or f"runs/together-{method.name}-{params['seed']}")
     refuse(folder, resume)
     data = []
     for task in tasks:
