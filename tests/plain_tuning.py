@@ -44,7 +44,9 @@ def tuner(backbone: Any, *, tokens: int = 1, labelled: int = 9, **more: Any) -> 
     words = {"neg": [first], "pos": [second, third], "odd": [fourth]}
     if tokens > 1:
         words["neg"] = [long_word(backbone, tokens)]
-    train = [Example(row, LABELS[i * i % 3], i + 1) for i, row in enumerate(rows(0, labelled))]
+    train = [
+        Example(row, LABELS[(i * i + i // 4) % 3], i + 1) for i, row in enumerate(rows(0, labelled))
+    ]
     settings = Settings(
         steps=4, batch_size=4, precision="float32", learning_rate=1e-3, dropout=False
     )

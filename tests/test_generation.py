@@ -217,7 +217,9 @@ def test_small_methods_lower_the_loss_and_leave_the_model_alone(
 ) -> None:
     backbone = tiny.backbone(architecture)
     checksum = backbone.checksum
-    settings = Settings.of(steps=25, batch_size=2, learning_rate=LEARNED[method])
+    settings = Settings.of(
+        steps=25, batch_size=2, learning_rate=LEARNED[method], precision="float32"
+    )
     run = train_generator(
         task(), ROWS[:2], backbone=backbone, method=method, dev=ROWS[2:], settings=settings,
         compare_untrained=False, run=tmp_path / "run",

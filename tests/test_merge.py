@@ -97,7 +97,7 @@ def test_biases(architecture: str, tiny_model: Folder, tmp_path: Path) -> None:
     "options",
     [
         {"form": "sequential", "composition": "scaled", "scale": "trained"},
-        {"form": "parallel", "targets": "dense"},
+        {"form": "parallel", "targets": "intermediate.dense"},
         {"form": "sequential", "composition": "gated"},
     ],
     ids=["trained-scale", "parallel", "gated"],
@@ -118,6 +118,7 @@ def test_linear_adapters(options: dict[str, Any], tiny_model: Folder, tmp_path: 
         ("gpt2", "prefix", {}, "a prefix is more keys and values"),
         ("bert", "pfeiffer", {}, "has an activation \\(relu\\)"),
         ("bert", "parallel", {"activation": "tanh"}, "has an activation \\(tanh\\)"),
+        ("bert", "adapter", {"activation": "identity", "form": "parallel", "targets": "output.dense"}, "takes the input"),
         ("llama", "adapter", {"activation": "identity"}, "has biases, and that matrix of the model has none"),
         ("bert", "adapter", {"norm": True, "targets": "dense"}, "activation"),
         ("bert", "peft", {"config": "lily"}, "peft cannot merge LILY"),

@@ -267,12 +267,12 @@ def test_the_threshold_without_dev_rows_and_a_given_one() -> None:
 
 def test_row_weights_and_class_weights_are_of_rows_and_answers() -> None:
     run = train(
-        task(), some(4), backbone=tiny.backbone("bert"), row_weights=[1.0, 2.0, 1.0, 1.0],
+        task(), some(8), backbone=tiny.backbone("bert"), row_weights=[1.0, 2.0] * 4,
         class_weight="balanced", settings=Settings(steps=1),
     )  # fmt: skip
     assert isinstance(run.classifier, MultiLabelModel)
     with pytest.raises(UserError, match="class weight for 'price'"):
-        train(task(), some(4), backbone=tiny.backbone("bert"), class_weight={"price": 2.0})
+        train(task(), some(8), backbone=tiny.backbone("bert"), class_weight={"price": 2.0})
 
 
 def test_what_wants_one_label_is_refused() -> None:
