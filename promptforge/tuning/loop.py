@@ -204,7 +204,7 @@ class Training:
     def _has_unused(self) -> bool:
         if processes.count() == 1:
             return False  # nobody asks
-        with self.precision.forward():
+        with self.precision.computing():
             loss = self.objective(self.targets[:1], 0).float().sum()
         return processes.has_unused(loss, list(self.parameters.values()))
 
@@ -230,11 +230,10 @@ class Training:
         total = 0.0
         for i in range(settings.accumulate):
             chosen = [self.targets[r] for r in mine[i * part : (i + 1) * part]]
-            with self.precision.forward():
+            with self.precision.computing():
                 loss = module(chosen, step).float().mean() / settings.accumulate
             total += float(loss.detach())
-            with self.precision.backward():
-                accelerator.backward(loss)
+            accelerator.backward(loss)
         if accelerator.num_processes > 1:
             mean = torch.tensor(total, device=accelerator.device)
             total = float(accelerator.reduce(mean, "mean"))
@@ -270,7 +269,7 @@ class Training:
         assert self.score is not None
         state = self.state
         self.objective.eval()
-        with self.precision.forward():
+        with self.precision.computing():
             score = self.score()
         if self.accelerator.num_processes > 1:
             score = float(broadcast(torch.tensor(score, device=self.accelerator.device)))

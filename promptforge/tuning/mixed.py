@@ -302,7 +302,7 @@ class TogetherTraining(Training):
     def _look(self) -> float:
         assert self.scores is not None
         self.objective.eval()
-        with self.precision.forward():
+        with self.precision.computing():
             found = [math.nan if score is None else score for score in self.scores()]
         if self.accelerator.num_processes > 1:
             sent = torch.tensor(found, dtype=torch.float64, device=self.accelerator.device)

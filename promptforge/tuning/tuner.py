@@ -135,7 +135,7 @@ class Tuner:
 
     def computing(self) -> AbstractContextManager[None]:
         """In the trainings' precision: around scores that only trainings see, such as soft labels."""
-        return Precision(self.settings.precision, self.backbone.device).forward()
+        return Precision(self.settings.precision, self.backbone.device).computing()
 
     def untrained(self, task: Task | None = None, *, remember: bool = True) -> PromptModel:
         """The prompt model as it is before tuning."""
