@@ -121,7 +121,7 @@ def test_two_stages_leave_the_model_as_it_is(strategy: str) -> None:
     backbone = plain.fresh("bert")
     backbone.model.float()
     before = {n: p.clone() for n, p in backbone.model.named_parameters()}
-    tuner = plain.tuner(backbone, labelled=24)
+    tuner = plain.of_every_label(plain.tuner(backbone, labelled=24))
     rows = plain.rows(30, 40)
     fewer = {"repetitions": 1, "final_steps": 20} if strategy == "pet" else {}
     options: dict[str, Any] = {
@@ -147,7 +147,7 @@ def test_a_killed_training_of_exits_goes_on(tmp_path: Path) -> None:
     """Stopped between two checkpoints, --resume gives the exits of an unbroken training."""
     backbone = plain.fresh("bert")
     backbone.model.float()
-    tuner = plain.tuner(backbone, labelled=24)
+    tuner = plain.of_every_label(plain.tuner(backbone, labelled=24))
 
     class Stop(Exception):
         pass
@@ -247,7 +247,7 @@ def test_questions_about_labels_leave_alone(exits: str, strategy: str, tmp_path:
 
 def test_groups_and_steps_on_the_way_are_refused() -> None:
     backbone = plain.fresh("bert")
-    tuner = plain.tuner(backbone)
+    tuner = plain.of_every_label(plain.tuner(backbone))
     for strategy, exits, told in (
         ("pet", "joint", "two-stage"), ("prompt", "early", "choose one of"),
     ):  # fmt: skip
@@ -262,7 +262,7 @@ def test_groups_and_steps_on_the_way_are_refused() -> None:
             )
     with pytest.raises(UserError, match="labelled rows"):
         train(tuner.task, [], backbone=backbone, strategy="zero-shot", exits="two-stage")
-    long = plain.tuner(backbone, tokens=2)
+    long = plain.of_every_label(plain.tuner(backbone, tokens=2))
     with pytest.raises(UserError, match="one token"):
         train(long.task, long.train, backbone=backbone, exits="joint", settings=FAST)
 

@@ -297,6 +297,7 @@ def test_folding_and_an_artifact_keep_the_outputs(
     architecture: str, parametrization: str, tmp_path: Path
 ) -> None:
     backbone = tiny.backbone(architecture)
+    backbone.apply(None)
     made = tuner(backbone, settings={"learning_rate": 0.01})
     options = {"rank": 2} if parametrization == "low-rank" else {"hidden": 8}
     method = build(
