@@ -84,6 +84,22 @@ def test_rows_that_should_be_apart(command: Command, options: Sequence[Any], rev
     assert "test rows are training rows" not in ran.err
 
 
+def test_patterns_that_were_not_chosen_are_shown_too(
+    command: Command, options: Sequence[Any]
+) -> None:
+    ran = command(*options, "--pattern", "tone", "--eval-every", 1)
+    assert ran.code == 0
+    results = json.loads(Path("run/results.json").read_text(encoding="utf-8"))
+    assert set(results["trained"]) == {"it-was", "tone"}
+    assert len(results["results"]["dev"]["tuned"]) == 1
+    told = ran.out.partition("each training at its best: ")[2].splitlines()[0]
+    rows = next(iter(results["results"]["dev"]["tuned"].values()))["rows"]
+    for name, how in results["trained"].items():
+        right = max(round(e["score"] * rows) for e in how["curve"] if "score" in e)
+        assert f"{name} {100 * right / rows:.1f}" in told
+    assert "each training" not in command(*options[:-1], "alone").out
+
+
 # --- options and settings --------------------------------------------------------------------
 
 

@@ -49,7 +49,7 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
     "eval_every": (click.IntRange(min=0), "Steps between looks at dev; 0: ten looks in all."),
     "accumulate": (click.IntRange(min=1), "Parts that a batch is computed in. [default: 1]"),
     "precision": (click.Choice(["auto", "float32", "bfloat16"]), "[default: auto]"),
-    "checkpointing": (bool, "Compute layers again in the backward pass: less memory, about a third more time."),
+    "checkpointing": (bool, "Compute layers again in the backward pass: less memory, more time."),
 }  # fmt: skip
 _SEVERAL = {"batch_size", "learning_rate"}
 
@@ -363,12 +363,31 @@ def show(run: Run, folder: str | Path) -> None:
                 style = "bold green" if figures is final else None
                 table.add_row(*_cells(name, figures, few), style=style)
         out.print(table, f"[dim]{final.rows} rows{'' if few else _hardest(final)}[/]\n")
+    if others := _trainings(run):
+        out.print(f"On dev, each training at its best: {others}\n")
     steps = sum(t.steps for t in run.trained.values())
     out.print(
         f"{len(run.trained)} training(s), {steps} steps, {run.seconds:.0f} s; {run.parameters:,} trained "
         f"parameters, an artifact of {size_text(run.size)}. Kept in [bold]{plain(folder)}[/]; "
         f"next: promptforge predict {plain(folder)} --data FILE"
     )
+
+
+def _trainings(run: Run) -> str:
+    """The trainings that are no part of the classifier: patterns that were not chosen, PET's models."""
+    from promptforge.evaluation import Evaluation
+
+    bests = {name: t.best for name, t in run.trained.items() if t.best is not None}
+    dev = run.figures("dev") if run.results.get("dev") else None
+    if (
+        not isinstance(dev, Evaluation)
+        or len(bests) < 2
+        or bests.keys() <= set(run.results["dev"]["tuned"])
+    ):
+        return ""
+    # The score that looks are compared by is the accuracy less a hair for unlikely labels.
+    exact = {name: round(best * dev.rows) / dev.rows for name, best in bests.items()}
+    return ", ".join(f"{plain(name)} {percent(value)}" for name, value in exact.items())
 
 
 def _cells(name: str, figures: Evaluation, labels: bool) -> list[str]:

@@ -40,7 +40,7 @@ class Settings(BaseModel):
     dropout: bool = Field(True, description="Use the model's dropout while training.")
     checkpointing: bool = Field(
         False,
-        description="Compute layers again in the backward pass: less memory, about a third more time.",
+        description="Compute layers again in the backward pass: less memory, more time.",
     )
     eval_every: int = Field(
         0, ge=0, description="Steps between looks at the development rows; 0: ten looks in all."
