@@ -162,7 +162,7 @@ def made_at(tuner: Any) -> str:
     return at
 
 
-@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
+@each
 def test_mam_is_a_prefix_and_a_scaled_parallel_adapter(architecture: str) -> None:
     backbone = tiny.backbone.__wrapped__(architecture)
     parts = {"prefix": {"length": 4}, "scaled-parallel": {"size": 6}}

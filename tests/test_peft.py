@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import plain_tuning as plain
 import pytest
 import tiny
 import torch
@@ -95,14 +96,15 @@ def test_the_matrices_are_those_that_a_model_calls_around_its_attention(architec
     assert len(changed["feed-forward"]) == ffn[architecture]
 
 
-def test_lora_trains_as_peft_does() -> None:
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
+def test_lora_trains_as_peft_does(architecture: str) -> None:
     """The same start, data and steps: the same losses and the same matrices."""
-    backbone = tiny.backbone.__wrapped__("bert")
+    backbone = plain.fresh(architecture)
     tuner = adding.tuner(backbone, "lora", targets="all", rank=4)
     start = adding.added(tuner).folded()
     config = json.loads(start.texts()["adapter_config.json"])
     model = peft.get_peft_model(
-        tiny.backbone.__wrapped__("bert").model, peft.PeftConfig.from_peft_type(**config)
+        plain.fresh(architecture).model, peft.PeftConfig.from_peft_type(**config)
     )
     peft.set_peft_model_state_dict(model, start.tensors())
     addition = adding.added(tuner)
@@ -124,8 +126,13 @@ def test_lora_trains_as_peft_does() -> None:
         ours.zero_grad()
         own.backward()
         ours.step()
-        assert abs(float(own - loss)) < 1e-5
+        assert abs(float((own - loss).detach())) < 1e-5
     attached.close()
+    expected, found = peft.get_peft_model_state_dict(model), addition.folded().tensors()
+    assert expected.keys() == found.keys() == start.tensors().keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
+        assert float((value - start.tensors()[name]).abs().max()) > 1e-3
 
 
 def test_lora_shares_a_pass_with_other_tasks() -> None:

@@ -292,7 +292,7 @@ def test_equal_ids_of_other_soft_prompts_are_other_prompts(architecture: str) ->
 
 
 @pytest.mark.parametrize("parametrization", ["plain", "mlp", "low-rank", "lstm"])
-@pytest.mark.parametrize("architecture", ["modernbert", "llama", "bart"])
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_folding_and_an_artifact_keep_the_outputs(
     architecture: str, parametrization: str, tmp_path: Path
 ) -> None:

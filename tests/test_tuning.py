@@ -24,7 +24,7 @@ from promptforge.tuning import loop
 from promptforge.tuning import tuner as tuner_module
 from promptforge.tuning.loop import Target
 from promptforge.tuning.memory import FREE, warn_matrices
-from promptforge.tuning.objectives import Head
+from promptforge.tuning.objectives import Head, PromptObjective
 from promptforge.tuning.schedule import order, rate_at
 from promptforge.tuning.tuner import Member, Tuner
 
@@ -219,6 +219,30 @@ def test_methods_change_only_what_they_say(
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert flags == [p.requires_grad for p in backbone.model.parameters()]
     assert not backbone.model.training and backbone.compact is None
+
+
+@pytest.mark.parametrize("method", ["prefix", "pfeiffer", "lora"])
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_the_optimizer_holds_state_for_what_is_added_alone(architecture: str, method: str) -> None:
+    """Soft prompts: test_soft_prompts.py."""
+    made = tuner(tiny.backbone(architecture), method=build("method", method))
+    before = weights_of(made.backbone)
+    objective = PromptObjective(made.untrained(), "p", made.method, made.targets())
+    own = objective.addition.trained()
+    start = {name: p.detach().clone() for name, p in own.items()}
+    chosen = made.settings.grid(made.method.learning_rate)[0]
+    training = loop.Training(objective, made.targets(), chosen, seed=3)
+    training.run()
+    assert {id(p) for p in training.parameters.values()} == {id(p) for p in own.values()}
+    state = training.optimizer.state
+    assert {id(p) for p in state} == {id(p) for p in own.values()}
+    assert all(state[p]["exp_avg"].shape == p.shape for p in own.values())
+    assert not any(torch.equal(start[name], p) for name, p in own.items())
+    assert all(torch.equal(before[n], p) for n, p in made.backbone.model.named_parameters())
+    objective.close()
+    after = weights_of(made.backbone)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[n], after[n]) for n in before)
 
 
 @pytest.mark.parametrize("error", [PromptForgeError, KeyboardInterrupt])
