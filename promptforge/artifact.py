@@ -15,17 +15,33 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from promptforge import remote
+from promptforge.artifact_files import (
+    BINARY,
+    FILE,
+    FORMAT,
+    MEMBERS,
+    PLAIN,
+    TENSORS,
+    WRAPPING,
+    found,
+    header,
+    own_files,
+    sha256,
+    tensors_of,
+)
+from promptforge.artifact_files import about as about
+from promptforge.artifact_files import member_folder as member_folder
+from promptforge.artifact_files import size as size
 from promptforge.backbone.addition import Addition
 from promptforge.backbone.base import Backbone
 from promptforge.backbone.dtypes import cast, dtype_of
 from promptforge.backbone.weights import Weights
 from promptforge.classifier import Classifier
 from promptforge.data import Example
-from promptforge.errors import PromptForgeError, UserError, listed
+from promptforge.errors import PromptForgeError, UserError
 from promptforge.exits.exits import end_of
 from promptforge.exits.model import ExitModel
 from promptforge.folders import whole
@@ -39,13 +55,6 @@ from promptforge.task import Task
 from promptforge.tuning import checkpoint
 from promptforge.tuning.members import Ensemble, HeadModel
 from promptforge.tuning.objectives import Head, Texts
-from promptforge.tuning.run import ARTIFACT_FILE as FILE
-from promptforge.tuning.run import find_artifact
-
-TENSORS, MEMBERS, BINARY, PLAIN = "weights.safetensors", "members", "binary", "plain"
-FORMAT = "promptforge-artifact"
-#: Kinds that put something around one other classifier, and its folder among the members.
-_WRAPPING = {"exits": PLAIN, "multi-label": BINARY}
 
 
 class Savable(ABC):
@@ -99,7 +108,7 @@ def save(
             remote.send(Path(home) / "artifact", str(folder))
         return
     folder = Path(remote.place(folder)).absolute()
-    if folder.is_dir() and {p.name for p in folder.iterdir()} - _own_files(folder):
+    if folder.is_dir() and {p.name for p in folder.iterdir()} - own_files(folder):
         raise UserError(f"{folder} holds something else than an artifact. Name another folder.")
     with whole(folder, replace=True) as draft:
         _write(classifier, draft, dict(about or {}))
@@ -178,12 +187,6 @@ def _write_added(added: Addition, folder: Path) -> dict[str, str]:
     return {name: sha256(folder / name) for name in (added.file, *added.texts())}
 
 
-def _own_files(folder: Path) -> set[str]:
-    """Names of what an artifact's folder holds."""
-    own = {FILE, TENSORS, MEMBERS}
-    return own | _header(folder).get("files", {}).keys() if (folder / FILE).is_file() else own
-
-
 def _backbone(backbone: Backbone) -> dict[str, Any]:
     told = {**backbone.source, "sha256": backbone.checksum}
     commit = getattr(backbone.model.config, "_commit_hash", None)
@@ -209,12 +212,6 @@ def check_templates(data: Mapping[str, Any], task: Task, weights: Weights | None
         )
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def load(
     path: str | Path,
     *,
@@ -234,7 +231,7 @@ def load(
         UserError: no artifact there; another backbone than the one it was tuned from.
         PromptForgeError: its files are damaged.
     """
-    return _read(_found(path), backbone, report or Reporter(), options)
+    return _read(found(path), backbone, report or Reporter(), options)
 
 
 def open_parts(
@@ -249,70 +246,20 @@ def open_parts(
     Raises:
         UserError: an ensemble, which has parts for each member.
     """
-    folder = _found(path)
-    data = _header(folder)
-    if data["kind"] in _WRAPPING:
-        inner = folder / MEMBERS / _WRAPPING[data["kind"]]
+    folder = found(path)
+    data = header(folder)
+    if data["kind"] in WRAPPING:
+        inner = folder / MEMBERS / WRAPPING[data["kind"]]
         return open_parts(inner, backbone=backbone, report=report, **options)
     if "backbone" not in data:
         raise UserError(f"{folder} is an ensemble: name one of its members' folders.")
     return _parts(folder, data, backbone, report or Reporter(), options)
 
 
-def size(folder: Path) -> int:
-    """Bytes of all of an artifact's files."""
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-
-
-def member_folder(path: str | Path, member: str) -> Path | None:
-    """The folder of an artifact, of the member of this name where it is an ensemble; None: none there.
-
-    Raises:
-        UserError: the ensemble has no such member.
-    """
-    folder = find_artifact(path)
-    if folder is None or (data := _header(folder))["kind"] not in ("ensemble", *_WRAPPING):
-        return folder
-    if data["kind"] in _WRAPPING:
-        return member_folder(folder / MEMBERS / _WRAPPING[data["kind"]], member)
-    if member not in data["shares"]:
-        raise UserError(
-            f"{path} is an ensemble without a member {member!r}; it has {listed(list(data['shares']))}."
-        )
-    return folder / MEMBERS / member
-
-
-def about(path: str | Path) -> dict[str, Any]:
-    """What `save` was told to keep besides the classifier; errors as for `load`."""
-    told: dict[str, Any] = _header(_found(path))["about"]
-    return told
-
-
-def _found(path: str | Path) -> Path:
-    folder = find_artifact(path)
-    if folder is None:
-        raise UserError(f"There is no artifact in {path} (no {FILE}).")
-    return folder
-
-
-def _header(folder: Path) -> dict[str, Any]:
-    try:
-        data: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        if data["format"] != FORMAT:
-            raise ValueError("another format")
-    except FileNotFoundError:
-        raise UserError(f"There is no artifact in {folder} (no {FILE}).") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PromptForgeError(f"{folder / FILE} is damaged: {error}.") from None
-    if data["version"] != 1:
-        raise UserError(f"{folder} was written by a newer PromptForge: update PromptForge.")
-    return data
-
-
 def _read(
     folder: Path, backbone: Backbone | None, report: Reporter, options: dict[str, Any]
 ) -> Classifier:
-    data = _header(folder)
+    data = header(folder)
     if data["kind"] == "ensemble":
         members: dict[str, Classifier] = {}
         for name in data["shares"]:
@@ -328,7 +275,7 @@ def _read(
     if data["kind"] == "exits":
         plain = _read(folder / MEMBERS / PLAIN, backbone, report, options)
         exits = end_of(plain).make()
-        exits.load_state_dict(_under("exits/", _tensors(folder, data)))
+        exits.load_state_dict(_under("exits/", tensors_of(folder, data)))
         assert isinstance(plain, PromptModel | HeadModel)
         if _is_cast(plain.backbone):
             exits.to(plain.backbone.model.dtype)
@@ -379,7 +326,7 @@ def _parts(
         )
     if dtype is not None:
         cast(backbone, dtype)
-    tensors = _tensors(folder, data)
+    tensors = tensors_of(folder, data)
     if _is_cast(backbone):
         # What was tuned computes with the model, so it is cast as the model was.
         moved = {n: v.to(backbone.model.dtype) for n, v in tensors.items() if v.is_floating_point()}
@@ -392,26 +339,6 @@ def _parts(
         method = build("method", made_by["name"], **made_by["options"])
         weights.added = method.restore(backbone, data["added"], _under("added/", tensors))
     return Parts(data, backbone, weights, own)
-
-
-def _tensors(folder: Path, data: dict[str, Any]) -> dict[str, Tensor]:
-    """All tensors of an artifact's files, checked."""
-    tensors: dict[str, Tensor] = {}
-    files = {TENSORS: data["sha256"]} if "sha256" in data else {}
-    for name, digest in (files | data.get("files", {})).items():
-        if not (folder / name).is_file() or sha256(folder / name) != digest:
-            raise PromptForgeError(f"{folder / name} is missing or damaged: its checksum is wrong.")
-        if name == TENSORS:
-            tensors |= checkpoint.load(folder / name)[0]
-        elif name.endswith(".safetensors"):
-            found, _ = checkpoint.load(folder / name)
-            tensors |= {f"added/{key}": value for key, value in found.items()}
-    if strange := [n for n, v in tensors.items() if not bool(torch.isfinite(v).all())]:
-        raise PromptForgeError(
-            f"{folder} holds values that are no numbers (in {listed(strange, 3)}): its training went "
-            "wrong. Tune it again, with a lower learning rate."
-        )
-    return tensors
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -65,7 +65,7 @@ def albert() -> Any:
 
 def make(backbone: Any, kind: str = "prompt", weights: Any = None, words: int = 1) -> ExitModel:
     """An untrained model with exits that are no copies of one another."""
-    tuner = plain.tuner(backbone)
+    tuner = plain.of_every_label(plain.tuner(backbone))
     model: Any
     if kind == "prompt":
         model = tuner.untrained(remember=False)
@@ -221,7 +221,7 @@ def test_layers_are_not_run_for_rows_that_left(architecture: str) -> None:
 def test_what_is_put_into_the_model_stays_with_its_rows(architecture: str, method: str) -> None:
     """Prefixes, low-rank updates and soft tokens, with rows leaving on the way."""
     backbone = deep(architecture, 4)
-    tuner = plain.tuner(backbone)
+    tuner = plain.of_every_label(plain.tuner(backbone))
     fast = FAST.model_copy(update={"learning_rate": 0.05, "steps": 3})
     tuned = train(
         tuner.task, tuner.train, backbone=backbone, method=method, settings=fast

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from promptforge import artifact
+from promptforge import artifact, artifact_files
 from promptforge.backbone.base import Backbone
 from promptforge.backbone.weights import Tunable, Weights
 from promptforge.errors import UserError, listed
@@ -53,7 +53,7 @@ class Start:
                     f"--init-from {path}: there is no artifact, and nothing that method {method.name!r} reads."
                 )
             files = sorted(p for p in Path(path).iterdir() if p.is_file())
-            told = {p.name: artifact.sha256(p) for p in files}
+            told = {p.name: artifact_files.sha256(p) for p in files}
             return cls(str(path), Weights(added=added), json.dumps(told))
         parts = artifact.open_parts(folder, backbone=backbone)
         if parts.weights is None:

@@ -1,0 +1,105 @@
+"""An artifact's files: what its header says, its tensors with their checksums, its members' folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from promptforge.errors import PromptForgeError, UserError, listed
+from promptforge.tuning import checkpoint
+from promptforge.tuning.run import ARTIFACT_FILE, find_artifact
+
+FILE = ARTIFACT_FILE
+TENSORS, MEMBERS, BINARY, PLAIN = "weights.safetensors", "members", "binary", "plain"
+FORMAT = "promptforge-artifact"
+#: Kinds that put something around one other classifier, and its folder among the members.
+WRAPPING = {"exits": PLAIN, "multi-label": BINARY}
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size(folder: Path) -> int:
+    """Bytes of all of an artifact's files."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def member_folder(path: str | Path, member: str) -> Path | None:
+    """The folder of an artifact, of the member of this name where it is an ensemble; None: none there.
+
+    Raises:
+        UserError: the ensemble has no such member.
+    """
+    folder = find_artifact(path)
+    if folder is None or (data := header(folder))["kind"] not in ("ensemble", *WRAPPING):
+        return folder
+    if data["kind"] in WRAPPING:
+        return member_folder(folder / MEMBERS / WRAPPING[data["kind"]], member)
+    if member not in data["shares"]:
+        raise UserError(
+            f"{path} is an ensemble without a member {member!r}; it has {listed(list(data['shares']))}."
+        )
+    return folder / MEMBERS / member
+
+
+def about(path: str | Path) -> dict[str, Any]:
+    """What `save` was told to keep besides the classifier; errors as for `load`."""
+    told: dict[str, Any] = header(found(path))["about"]
+    return told
+
+
+def found(path: str | Path) -> Path:
+    """The folder of the artifact in a path or URL; a `UserError` where there is none."""
+    folder = find_artifact(path)
+    if folder is None:
+        raise UserError(f"There is no artifact in {path} (no {FILE}).")
+    return folder
+
+
+def header(folder: Path) -> dict[str, Any]:
+    """What `artifact.json` says; a `PromptForgeError` where it is damaged."""
+    try:
+        data: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if data["format"] != FORMAT:
+            raise ValueError("another format")
+    except FileNotFoundError:
+        raise UserError(f"There is no artifact in {folder} (no {FILE}).") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PromptForgeError(f"{folder / FILE} is damaged: {error}.") from None
+    if data["version"] != 1:
+        raise UserError(f"{folder} was written by a newer PromptForge: update PromptForge.")
+    return data
+
+
+def tensors_of(folder: Path, data: dict[str, Any]) -> dict[str, Tensor]:
+    """All tensors of an artifact's files, checked."""
+    tensors: dict[str, Tensor] = {}
+    files = {TENSORS: data["sha256"]} if "sha256" in data else {}
+    for name, digest in (files | data.get("files", {})).items():
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
+            raise PromptForgeError(f"{folder / name} is missing or damaged: its checksum is wrong.")
+        if name == TENSORS:
+            tensors |= checkpoint.load(folder / name)[0]
+        elif name.endswith(".safetensors"):
+            added, _ = checkpoint.load(folder / name)
+            tensors |= {f"added/{key}": value for key, value in added.items()}
+    if strange := [n for n, v in tensors.items() if not bool(torch.isfinite(v).all())]:
+        raise PromptForgeError(
+            f"{folder} holds values that are no numbers (in {listed(strange, 3)}): its training went "
+            "wrong. Tune it again, with a lower learning rate."
+        )
+    return tensors
+
+
+def own_files(folder: Path) -> set[str]:
+    """Names of what an artifact's folder holds."""
+    own = {FILE, TENSORS, MEMBERS}
+    return own | header(folder).get("files", {}).keys() if (folder / FILE).is_file() else own
