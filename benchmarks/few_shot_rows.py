@@ -138,7 +138,7 @@ class Bench:
         classifier = strategy.train(tuner)
         # What other rows had trained already is counted as if this one had.
         seconds = time.perf_counter() - began + sum(tuner.saved.values())
-        with tuner.computing():
+        with tuner.precision.computing():
             parts, dev = figures(classifier, draw.test), figures(classifier, draw.dev)
         whole = parts.pop(ENSEMBLE, None) or next(iter(parts.values()))
         cell = {
@@ -147,6 +147,7 @@ class Bench:
             "dev": (dev.get(ENSEMBLE) or next(iter(dev.values()))).accuracy,
             "parts": {name: part.accuracy for name, part in parts.items()},
             "seconds": seconds,
+            "computed_in": "bfloat16" if tuner.precision.half else "float32",
             "trained": {
                 name: {"best": t.best, "best_step": t.best_step, "seconds": t.seconds}
                 for name, t in tuner.trained.items()

@@ -87,7 +87,7 @@ class LmBff(Strategy):
 
     def _with_templates(self, tuner: Tuner) -> Task:
         """The task with templates that the model itself wrote."""
-        with tuner.computing():
+        with tuner.precision.computing():
             found = search_template(
                 tuner.backbone, tuner.task, tuner.train, keep=self.templates, beam=self.beam,
                 verbalizer=tuner.verbalizer.model_copy(deep=True), report=tuner.report,
@@ -105,7 +105,7 @@ class LmBff(Strategy):
         """One task per pattern and set of words."""
         model = tuner.with_(task=task, demonstrations=None).untrained()
         options: dict[str, Any] = {"assignments": self.assignments, "top": self.top}
-        with tuner.computing():
+        with tuner.precision.computing():
             found = search_verbalizer(model, tuner.train, search="lm-bff", **options)
         return {
             f"{pattern}-words-{i + 1}": task.choose([pattern]).with_words({pattern: words})

@@ -182,7 +182,7 @@ class Pet(Strategy):
         rows, what = tuner.unlabeled, "Labelling"
         varies = model.demonstrations is not None and model.demonstrations.varies
         draws = range(model.samples) if varies and model.samples > 1 else [None]
-        with tuner.computing():
+        with tuner.precision.computing():
             if self.combine == "probabilities":
                 return np.log(np.maximum(model.part_probabilities(rows, what)[pattern], _TINY))
             found = [

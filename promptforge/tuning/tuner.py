@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -133,9 +133,10 @@ class Tuner:
         shares = tuple(float(label == other) for other in self.labels)
         return Target(row, shares, weight * self.class_weight.get(label, 1.0), key=key)
 
-    def computing(self) -> AbstractContextManager[None]:
-        """In the trainings' precision: around scores that only trainings see, such as soft labels."""
-        return Precision(self.settings.precision, self.backbone.device).computing()
+    @property
+    def precision(self) -> Precision:
+        """What trainings compute in; also for scores that only trainings see, such as soft labels."""
+        return Precision(self.settings.precision, self.backbone.device)
 
     def untrained(self, task: Task | None = None, *, remember: bool = True) -> PromptModel:
         """The prompt model as it is before tuning."""
