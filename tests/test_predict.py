@@ -201,11 +201,13 @@ def test_the_reader_of_the_output_goes_away(many: tuple[Any, ...]) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_behind_standard_output() -> None:
+@pytest.mark.parametrize("unbuffered", ["1", ""])
+def test_a_full_disk_behind_standard_output(unbuffered: str) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "promptforge", "templates", "list", "--json"],
-            stdout=full, stderr=subprocess.PIPE, text=True, env=os.environ,
+            stdout=full, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )  # fmt: skip
     assert done.returncode == 1
     assert "No space left" in done.stderr

@@ -155,12 +155,23 @@ def _run(args: Sequence[str] | None) -> int:
         return 2
     except BrokenPipeError:
         # The reader of our output is gone (`| head`): nothing more can be said there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except Exception as error:
         if debug:
             raise
-        return _say(error)
+        code = _say(error)
+        if isinstance(error, OSError):
+            _drop_output()
+        return code
+
+
+def _drop_output() -> None:
+    """What standard output did not take must not fail once more at the interpreter's end: code 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _first(arguments: list[str]) -> list[str]:
