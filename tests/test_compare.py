@@ -164,6 +164,7 @@ def test_a_cell_of_other_options_or_rows_is_no_cell_of_these(
     # Of a cell that has not ended, too.
     Path("cells/prompt-4-1/results.json").unlink()
     assert "'settings.steps' (1 there, 2 now)" in said("--steps", 2, "--limit", 30)
+    assert "other rows: 'dev'" in said(*dev)
     again = command(*base, "--steps", 1, "--limit", 30).json
     assert again["summary"][0]["accuracy"] == first["summary"][0]["accuracy"]
     # Other training rows under the same names.

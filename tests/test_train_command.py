@@ -216,8 +216,16 @@ def test_other_rows_in_the_same_table(
 ) -> None:
     assert command(*options).code == 0
     path = reviews / "train.csv"
-    path.write_text(path.read_text(encoding="utf-8").replace(" the ", " thy "), encoding="utf-8")
-    assert "was trained on other data" in said(command(*options, "--resume"))
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(" the ", " thy "), encoding="utf-8")
+    assert "begun with other rows: 'train'" in said(command(*options, "--resume"))
+    path.write_text(text, encoding="utf-8")
+    dev = ("--dev", reviews / "other.csv")
+    other = (reviews / "dev.csv").read_text(encoding="utf-8").replace(" the ", " thy ")
+    dev[1].write_text(other, encoding="utf-8")
+    assert "begun with other rows: 'dev'" in said(command(*options, "--resume", *dev))
+    # Nothing that was kept depends on the test rows.
+    assert command(*options, "--resume", "--test", reviews / "dev.csv").code == 0
 
 
 def test_a_checkpoint_cut_in_half(

@@ -174,7 +174,13 @@ class Peft(PeftMethod):
         if "target_modules" in known and not options.get("target_modules"):
             if kind == "ln_tuning":
                 options["target_modules"] = _norms(backbone)
-            elif kind != "trainable_tokens":
+            elif kind == "trainable_tokens":
+                if not options.get("token_indices"):
+                    raise UserError(
+                        "peft's 'trainable_tokens' trains the embeddings of some tokens: name their ids, as in "
+                        "-o method.options='{\"token_indices\": [2204, 2919]}'."
+                    )
+            else:
                 own = matrices(backbone, self.targets, [], self.name)
                 options["target_modules"] = own
         if "feedforward_modules" in known:

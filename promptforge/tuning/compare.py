@@ -25,7 +25,7 @@ from promptforge.task import Task
 from promptforge.tuning import jobs as job_queue
 from promptforge.tuning.backends import Backend, started
 from promptforge.tuning.plan import wanted
-from promptforge.tuning.run import CONFIG, RunFolder, differences
+from promptforge.tuning.run import CONFIG, RunFolder
 from promptforge.tuning.train import train
 
 ROLES = ("strategy", "method", "verbalizer", "demonstrations")
@@ -326,14 +326,12 @@ def _found(
     for job in todo if home else ():
         assert home is not None
         folder = RunFolder(home / job.name)
-        saved = folder.read(CONFIG)
-        if saved is None:
+        if folder.read(CONFIG) is None:
             continue
-        results = folder.results
         config, rows_now = wanted(task, rows, backbone=backbone, **job.arguments(), **common)
-        if other := differences(saved, config, results, rows_now):
+        if other := folder.differences(config, rows_now):
             others[url_of(folder.path) or str(shown / job.name)] = other
-        elif results is not None:
+        elif (results := folder.results) is not None:
             done[job.name] = results
     if others:
         (place, what), *more = others.items()

@@ -1,6 +1,7 @@
 """The folder of a run: what was asked, with what, how it went, and what came out of it.
 
 config.json        every option as it was resolved
+rows.json          a digest of the rows of each split that it was begun with
 environment.json   versions and machine
 members/NAME/      each finished training, an artifact of its own
 members/NAME.parts checkpoints and metrics of a training under way
@@ -30,8 +31,8 @@ from promptforge._version import __version__
 from promptforge.errors import PromptForgeError, UserError, listed
 from promptforge.folders import write_text
 
-CONFIG, ENVIRONMENT, RESULTS, ARTIFACT = (
-    "config.json", "environment.json", "results.json", "artifact",
+CONFIG, ENVIRONMENT, ROWS, RESULTS, ARTIFACT = (
+    "config.json", "environment.json", "rows.json", "results.json", "artifact",
 )  # fmt: skip
 PREDICTIONS, EXIT_CURVE = "predictions.jsonl", "exit-curve.json"
 #: What an artifact's folder holds.
@@ -50,12 +51,18 @@ class RunFolder:
     option: str = "--run"
 
     @contextmanager
-    def opened(self, config: Mapping[str, Any], *, resume: bool) -> Iterator[None]:
+    def opened(
+        self, config: Mapping[str, Any], *, resume: bool, rows: Mapping[str, str] | None = None
+    ) -> Iterator[None]:
         """Begin or go on, with nobody else in the folder.
 
+        Args:
+            rows: split -> a digest of its rows. A run goes on with the same ones; test rows may be
+                others, as nothing that was kept depends on them.
+
         Raises:
-            UserError: the folder has a run and `resume` is off; a run with another config; the
-                folder of something else.
+            UserError: the folder has a run and `resume` is off; a run with another config or other
+                rows; the folder of something else.
             PromptForgeError: another process works in it.
         """
         path = self.path
@@ -81,11 +88,18 @@ class RunFolder:
                     f"The run in {path} was begun with other options: {listed(other, 20)}. Give the same "
                     f"again, or name another folder with {self.option}."
                 )
+            if other := _other_rows(self.read(ROWS), rows or {}):
+                raise UserError(
+                    f"The run in {path} was begun with other rows: {listed(other)}. Give the same again, "
+                    f"or name another folder with {self.option}."
+                )
         try:
             path.mkdir(parents=True, exist_ok=True)
             with FileLock(path / ".lock", timeout=0):
                 if saved is None:
                     self.write(CONFIG, wanted)
+                    if rows:
+                        self.write(ROWS, dict(rows))
                 self.write(ENVIRONMENT, environment())
                 yield
         except Timeout:
@@ -126,6 +140,31 @@ class RunFolder:
     def results(self) -> dict[str, Any] | None:
         """The figures; None until the run has ended."""
         return self.read(RESULTS)
+
+    def differences(self, config: Mapping[str, Any], rows: Mapping[str, str]) -> str:
+        """In what the run there is not the wanted one, for a message; "" where it is.
+
+        Args:
+            rows: split -> a digest of its rows; figures count only of the same test rows too.
+        """
+        other = []
+        if options := changed(self.config, config):
+            pairs = [
+                f"{name!r} ({_short(a)} there, {_short(b)} now)" for name, (a, b) in options.items()
+            ]
+            more = ", ..." if len(pairs) > 6 else ""
+            other.append(f"other options: {', '.join(pairs[:6])}{more}")
+        results = self.results
+        splits = _other_rows(self.read(ROWS), rows)
+        if results is not None:
+            had = results.get("digests")
+            if had is None:
+                other.append("no record of the rows that it was measured on")
+            else:
+                splits = sorted(k for k in {*had, *rows} if had.get(k) != rows.get(k))
+        if splits:
+            other.append(f"other rows: {listed(splits)}")
+        return " and ".join(other)
 
     @property
     def artifact(self) -> Path:
@@ -204,26 +243,11 @@ def changed(saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tu
     return {k: (begun.get(k), now.get(k)) for k in options if begun.get(k) != now.get(k)}
 
 
-def differences(
-    saved: Mapping[str, Any],
-    config: Mapping[str, Any],
-    results: Mapping[str, Any] | None,
-    rows: Mapping[str, str],
-) -> str:
-    """In what a run is not the wanted one, for a message; "" where it is."""
-    other = []
-    if options := changed(saved, config):
-        pairs = [
-            f"{name!r} ({_short(a)} there, {_short(b)} now)" for name, (a, b) in options.items()
-        ]
-        other.append(f"other options: {', '.join(pairs[:6])}{', ...' if len(pairs) > 6 else ''}")
-    if results is not None:
-        had = results.get("digests")
-        if had is None:
-            other.append("no record of the rows that it was measured on")
-        elif splits := sorted(k for k in {*had, *rows} if had.get(k) != rows.get(k)):
-            other.append(f"other rows: {listed(splits)}")
-    return " and ".join(other)
+def _other_rows(had: Mapping[str, str] | None, rows: Mapping[str, str]) -> list[str]:
+    """Splits that a run was begun with other rows of; none where it has no record of them."""
+    if had is None or not rows:
+        return []
+    return sorted(k for k in {*had, *rows} - {"test"} if had.get(k) != rows.get(k))
 
 
 def _short(value: object, most: int = 40) -> str:

@@ -182,7 +182,7 @@ def train(
         )
     folder = RunFolder(Path(run)) if run and processes.is_first() else None
     resolved = config or plan.config
-    opened = folder.opened(resolved, resume=resume) if folder else nullcontext()
+    opened = folder.opened(resolved, resume=resume, rows=told) if folder else nullcontext()
     with started(backend, jobs) as tuner.jobs, opened, ExitStack() as stack:
         processes.wait(backbone.device)
         log = stack.enter_context(tracking.part("run", resolved))
