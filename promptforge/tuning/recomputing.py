@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from promptforge.backbone.base import Backbone
 from promptforge.errors import UserError
+from promptforge.tuning.dropout import ProcessorDropout
 
 
 @contextmanager
@@ -102,9 +103,10 @@ def _as_it_was(function: Callable[..., Any], own: dict[nn.Module, bool]) -> Call
 
 @contextmanager
 def _reading(backbone: Backbone, batch: Any) -> Iterator[None]:
-    """With the batch that the layer was read with: a loss may have several passes before its way back."""
+    """As the layer was read: with its batch (a loss may have several before its way back), and dropout."""
     now, backbone.current = backbone.current, batch
     try:
-        yield
+        with ProcessorDropout():
+            yield
     finally:
         backbone.current = now
