@@ -127,7 +127,8 @@ class _Attention(torch.autograd.Function):
         q, k, v, found, left = ctx.saved_tensors
         gradient = gradient * ctx.kept
         of_v = _masked(found, left).transpose(-1, -2) @ gradient
-        scores = _masked(gradient @ v.transpose(-1, -2), left)
+        scores = gradient @ v.transpose(-1, -2)
+        scores.view(left.dtype).bitwise_and_(left)
         scores = torch._softmax_backward_data(scores, found, -1, found.dtype)
         of_q, of_k = (scores @ k).mul_(ctx.scale), scores.transpose(-1, -2) @ q
         of_mask = scores.sum_to_size(ctx.mask) if ctx.needs_input_grad[3] else None
