@@ -33,7 +33,7 @@ from promptforge.tuning.precision import Precision
 WAYS: dict[str, dict[str, tuple[str, Callable[[], AbstractContextManager[Any]]]]] = {
     "bfloat16": {"without": ("float32", nullcontext), "with": ("bfloat16", nullcontext)},
     "dropout": {
-        "without": ("auto", lambda: patch("promptforge.tuning.loop.ProcessorDropout", nullcontext)),
+        "without": ("auto", lambda: patch("promptforge.tuning.loop.cheap_dropout", nullcontext)),
         "with": ("auto", nullcontext),
     },
 }

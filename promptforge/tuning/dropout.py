@@ -1,12 +1,13 @@
 """Dropout on a processor, where torch draws a random number of its own for each that may be left out.
 
 A training with dropout spends much of its time on that, in attention most of all: torch's sdpa has
-no fast path for it there. `ProcessorDropout` does the same with 16 random bits a number.
+no fast path for it there. `cheap_dropout` does the same with 16 random bits a number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ class ProcessorDropout(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def cheap_dropout(device: torch.device) -> AbstractContextManager[Any]:
+    """`ProcessorDropout` where a model is on a processor; elsewhere torch's own is cheap."""
+    return ProcessorDropout() if device.type == "cpu" else nullcontext()
 
 
 def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -33,7 +33,7 @@ from promptforge.data import Row
 from promptforge.errors import PromptForgeError, UserError
 from promptforge.progress import Reporter
 from promptforge.tuning import checkpoint, processes
-from promptforge.tuning.dropout import ProcessorDropout
+from promptforge.tuning.dropout import cheap_dropout
 from promptforge.tuning.precision import Precision
 from promptforge.tuning.recomputing import recomputing
 from promptforge.tuning.schedule import batch_at, rate_at
@@ -231,7 +231,7 @@ class Training:
         total = 0.0
         for i in range(settings.accumulate):
             chosen = [self.targets[r] for r in mine[i * part : (i + 1) * part]]
-            with self.precision.computing(), ProcessorDropout():
+            with self.precision.computing(), cheap_dropout(accelerator.device):
                 loss = module(chosen, step).float().mean() / settings.accumulate
             total += float(loss.detach())
             accelerator.backward(loss)

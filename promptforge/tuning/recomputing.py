@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from promptforge.backbone.base import Backbone
 from promptforge.errors import UserError
-from promptforge.tuning.dropout import ProcessorDropout
+from promptforge.tuning.dropout import cheap_dropout
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def _reading(backbone: Backbone, batch: Any) -> Iterator[None]:
     """As the layer was read: with its batch (a loss may have several before its way back), and dropout."""
     now, backbone.current = backbone.current, batch
     try:
-        with ProcessorDropout():
+        with cheap_dropout(backbone.device):
             yield
     finally:
         backbone.current = now
