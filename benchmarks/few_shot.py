@@ -100,6 +100,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--unlabeled", type=int, default=2000)
     parser.add_argument("--repetitions", type=int, default=2, help="of PET and the ensemble")
     parser.add_argument("--ipet-repetitions", type=int, default=1, help="the paper: 3")
+    parser.add_argument("--teachers", type=int, default=3, help="of each model in iPET, at least")
     parser.add_argument("--generations", type=int, default=2)
     parser.add_argument("--widen", type=int, default=2, help="words a label and generation")
     parser.add_argument("--final-steps", type=int, default=150)

@@ -281,7 +281,11 @@ class Bench:
     def ipet(self, draw: Draw, **options: Any) -> dict[str, Any]:
         """iPET over all patterns."""
         args = self.args
-        own = {"repetitions": args.ipet_repetitions, "generations": args.generations}
+        own = {
+            "repetitions": args.ipet_repetitions,
+            "generations": args.generations,
+            "teachers": args.teachers,
+        }
         return self.pet(draw, "ipet", **own, **options)
 
 
@@ -318,7 +322,7 @@ _TUNED = ("shots", "steps", "patience", "learning_rates", "batch_sizes", "precis
 _MEMBERS = (*_TUNED, "repetitions")
 _FINAL = ("unlabeled", "final_steps", "final_learning_rate")
 _PET = (*_MEMBERS, *_FINAL)
-_IPET = (*_TUNED, "ipet_repetitions", "generations", *_FINAL)
+_IPET = (*_TUNED, "ipet_repetitions", "generations", "teachers", *_FINAL)
 
 
 def _pet(combine: str, final_data: str) -> TableRow:

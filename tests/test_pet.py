@@ -298,7 +298,7 @@ def test_training_sets_grow_by_the_factor_in_balance(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("labelled", [4, 0])
 def test_no_model_labels_for_itself(labelled: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each voice labels in a way of its own, and every model's rows are labelled as by another."""
-    strategy = IPet(generations=1, factor=4, repetitions=2, lambda_=0.1, most_likely=3)
+    strategy = IPet(generations=1, factor=4, repetitions=2, lambda_=0.1, teachers=1, most_likely=3)
     made = tuner(labelled=labelled, unlabelled=64)
     keys = strategy.keys(made) if labelled else [(p, 0) for p in PATTERNS]
     # Bit k of a row's number is what voice k says of it.
@@ -326,6 +326,34 @@ def test_no_model_labels_for_itself(labelled: int, monkeypatch: pytest.MonkeyPat
                 assert t.shares[1] == (t.key - labelled) >> k & 1
     if labelled:
         assert len(heard) > 6  # over the generations a model hears several others
+
+
+@pytest.mark.parametrize(
+    ("options", "others", "expected"),
+    [
+        ({}, 11, 3),  # three repetitions of four patterns, as in the paper
+        ({}, 3, 3),
+        ({}, 1, 1),
+        ({}, 23, 6),
+        ({"teachers": 1}, 3, 1),
+        ({"teachers": 2}, 5, 2),
+        ({"teachers": 1, "lambda_": 1}, 5, 5),
+    ],
+)
+def test_how_many_label_for_a_model(
+    options: dict[str, Any], others: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    together = Pet.together
+
+    def spy(self: Pet, voices: Sequence[Voice], *rest: Any) -> Any:
+        used.append(len(voices))
+        return together(self, voices, *rest)
+
+    monkeypatch.setattr(Pet, "together", spy)
+    voices = [Voice(str(i), "a", i + 1, balanced(40)) for i in range(others)]
+    IPet(**options, **QUICK).enlarged(tuner(labelled=4), voices, 1, np.random.default_rng(0))
+    assert used == [expected]
 
 
 def test_from_no_labelled_rows_the_most_likely_come_first(monkeypatch: pytest.MonkeyPatch) -> None:

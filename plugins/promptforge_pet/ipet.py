@@ -21,7 +21,9 @@ class IPet(Pet):
     """Iterative PET (Schick & Schuetze 2021, "Exploiting Cloze Questions", section 3.4).
 
     In every generation each model is trained anew, on the labelled rows and on rows that a
-    random subset of the *other* models labelled. These are drawn in proportion to confidence
+    random subset of the *other* models labelled: the share `lambda_` of them, and `teachers` or
+    more where there are so many (the paper's quarter is of ten models or more, so never one alone;
+    with fewer models it would be, and a weak one spoils its pupils). The rows are drawn in proportion to confidence
     and in the balance of the labelled rows, so that the set is `factor` times the last one's.
     Without labelled rows the first set is the `most_likely` rows of each label (the paper draws
     ten in all from the hundred most likely), and it grows from there.
@@ -37,6 +39,11 @@ class IPet(Pet):
     factor: float = Field(5.0, gt=1, description="How much the training sets grow a generation.")
     lambda_: float = Field(
         0.25, gt=0, le=1, description="Share of the other models that label for a model."
+    )
+    teachers: int = Field(
+        3,
+        ge=1,
+        description="The fewest models that label for a model, where there are so many others.",
     )
     most_likely: int = Field(
         10, ge=1, description="Without labelled rows: how many rows a label begins with."
@@ -127,7 +134,7 @@ class IPet(Pet):
         Args:
             others: the voices of which a random subset labels.
         """
-        size = max(1, round(self.lambda_ * len(others)))
+        size = min(len(others), max(self.teachers, round(self.lambda_ * len(others))))
         chosen = sorted(rng.choice(len(others), size, replace=False).tolist())
         votes = self.together([others[i] for i in chosen])
         if tuner.train or number > 1:
