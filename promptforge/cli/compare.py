@@ -117,6 +117,7 @@ def show(found: Comparison, worth: dict[str, float | None] | None) -> None:
         TITLES[other],
         "p",
         "seconds",
+        "memory",
     ):
         table.add_column(head, justify="left" if head == "strategy" else "right")
     if score != "pearson":
@@ -130,6 +131,7 @@ def show(found: Comparison, worth: dict[str, float | None] | None) -> None:
             plain(line["contender"]), str(line["shots"] or "all"), shown(line[score]),
             shown(line["deviation"]), shown(line[other]),
             "" if line["p"] is None else f"{line['p']:.3f}", f"{line['seconds']:.0f}",
+            "" if line["memory"] is None else f"{line['memory'] / 1e6:,.0f} MB",
             style="bold green" if line[score] == best else None,
         )  # fmt: skip
     out = console()

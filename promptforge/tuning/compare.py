@@ -97,6 +97,7 @@ class Cell:
         score, other: the two figures on the test rows that `Comparison.figures` names.
         seconds: wall time of the training.
         zero_shot: the score before tuning.
+        memory: most bytes held in the training, the loaded model included; None: nobody looked.
     """
 
     contender: str
@@ -106,6 +107,7 @@ class Cell:
     other: float
     seconds: float
     zero_shot: float | None = None
+    memory: int | None = None
 
 
 @dataclass
@@ -131,9 +133,9 @@ class Comparison:
         return sorted(found, key=lambda c: (c.shots, c.seed))
 
     def summary(self) -> list[dict[str, Any]]:
-        """Per contender and number of shots: mean figures, deviation, seconds, and p against the best.
+        """Per contender and number of shots: mean figures, deviation, seconds, memory, and p against the best.
 
-        The figures have their names as keys, and `deviation` is that of the first. `p` is that of a two-sided paired t-test over the seeds; None with fewer than two.
+        Memory is the most of any seed. The figures have their names as keys, and `deviation` is that of the first. `p` is that of a two-sided paired t-test over the seeds; None with fewer than two.
         """
         keys = list(dict.fromkeys((c.contender, c.shots) for c in self.cells))
         scores = {key: [c.score for c in self.of(*key)] for key in keys}
@@ -148,6 +150,7 @@ class Comparison:
                 "deviation": float(np.std(scores[key], ddof=1)) if len(scores[key]) > 1 else 0.0,
                 self.figures[1]: float(np.mean([c.other for c in self.of(*key)])),
                 "seconds": float(np.mean([c.seconds for c in self.of(*key)])),
+                "memory": max((c.memory for c in self.of(*key) if c.memory), default=None),
                 "p": None if key == best else paired(scores[best], scores[key]),
             }
             for key in keys
@@ -382,7 +385,10 @@ def _cell(job: Job, done: dict[str, Any], figures: tuple[str, str]) -> Cell:
     # A correlation with a constant is not defined, and says as much as none.
     score, other = (list(by["tuned"].values())[-1][figure] or 0.0 for figure in figures)
     before = list(by["zero-shot"].values())[-1][figures[0]] or 0.0 if "zero-shot" in by else None
-    return Cell(job.contender.text, job.seed, job.shots or 0, score, other, done["seconds"], before)
+    return Cell(
+        job.contender.text, job.seed, job.shots or 0, score, other, done["seconds"], before,
+        done.get("memory"),
+    )  # fmt: skip
 
 
 def _reached(curve: Sequence[tuple[int, float]], score: float) -> float | None:

@@ -1,9 +1,14 @@
-"""A warning before full attention with dropout takes more memory than there may be."""
+"""Memory of a training: how much it took, and a warning before it takes more than there may be."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
+
+import psutil
+import torch
 
 from promptforge.backbone.base import Backbone
 from promptforge.progress import Reporter
@@ -42,3 +47,50 @@ def warn_matrices(
             f"{rows} of them at once. Leave dropout out (-o settings.dropout=false), take fewer at once "
             "(--accumulate), or read them with --attention longformer."
         )
+
+
+class PeakMemory:
+    """The most memory held while it lasts.
+
+    On a processor: what lies in main memory of this process, the loaded model included, looked at
+    ten times a second. On a GPU: what torch held there.
+
+    Args:
+        device: where the model is.
+        children: add what the processes hold that this one started; pages they share count for each.
+
+    Attributes:
+        bytes: the most so far.
+    """
+
+    def __init__(self, device: torch.device, *, children: bool = False) -> None:
+        self.bytes = 0
+        self._device, self._children = device, children
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated(self._device)
+        else:
+            self._over.set()
+            self._watcher.join()
+
+    def _watch(self) -> None:
+        own = psutil.Process()
+        while True:
+            held = own.memory_info().rss
+            for child in own.children(recursive=True) if self._children else ():
+                with suppress(psutil.Error):  # it has ended meanwhile
+                    held += child.memory_info().rss
+            self.bytes = max(self.bytes, held)
+            # To find the processes takes some milliseconds.
+            if self._over.wait(1.0 if self._children else 0.1):
+                return

@@ -24,6 +24,7 @@ from promptforge.task import Task
 from promptforge.tuning import processes
 from promptforge.tuning.backends import Backend, started
 from promptforge.tuning.loop import Trained
+from promptforge.tuning.memory import PeakMemory
 from promptforge.tuning.method import TuningMethod
 from promptforge.tuning.plan import digests, drawn, planned
 from promptforge.tuning.predictions import Prediction, label_counts, predictions, write_predictions
@@ -43,6 +44,7 @@ class Run:
         results: split -> who ("zero-shot", "tuned") -> part -> figures.
         trained: member -> how its training went.
         seconds: wall time of the strategy.
+        memory: most bytes held meanwhile, see `PeakMemory`.
         folder: where all of it was written, or None.
         task: what it was tuned for.
         size: bytes of the artifact; 0 where nothing was written.
@@ -61,6 +63,7 @@ class Run:
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     predictions: list[Prediction] = field(default_factory=list)
+    memory: int = 0
 
     @property
     def parameters(self) -> int:
@@ -76,6 +79,7 @@ class Run:
         """As `results.json` has it."""
         return {
             "seconds": self.seconds,
+            "memory": self.memory,
             "parameters": self.parameters,
             "size": self.size,
             "counts": self.counts,
@@ -187,9 +191,10 @@ def train(
         processes.wait(backbone.device)
         log = stack.enter_context(tracking.part("run", resolved))
         began = time.perf_counter()
-        classifier = made_strategy.train(tuner)
-        if isinstance(at_exits, TwoStage):
-            classifier = train_exits(tuner, classifier, at_exits)
+        with PeakMemory(backbone.device, children=tuner.jobs > 1) as held:
+            classifier = made_strategy.train(tuner)
+            if isinstance(at_exits, TwoStage):
+                classifier = train_exits(tuner, classifier, at_exits)
         seconds = time.perf_counter() - began
         untrained: Classifier | None = None
         if compare_untrained and task.patterns:
@@ -200,7 +205,7 @@ def train(
             classifier = label_sets(classifier, multi, chosen_by)
             untrained = untrained and label_sets(untrained, multi, chosen_by)
         made = Run(classifier, {}, tuner.trained, seconds, tuner.folder, whole, counts=by_label)
-        made.digests = told
+        made.digests, made.memory = told, held.bytes
         for split, examples in (("dev", chosen_by), ("test", test)):
             if not examples:
                 continue
