@@ -268,6 +268,7 @@ def test_the_command_says_how_many_parameters(
     assert f"{count:,} trained parameters, an artifact of" in said
     shown = " ".join(command("runs", "show", "run").out.split())
     assert f"trained parameters {count:,}, artifact" in shown
+    assert re.search(r"training \d+ s, at most [\d.]+ MB of memory", shown)
     size = sum(p.stat().st_size for p in Path("run/artifact").iterdir())
     results = command("runs", "show", "run", "--json").json["results"]
     assert (results["parameters"], results["size"]) == (count, size)

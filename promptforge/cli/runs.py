@@ -89,6 +89,11 @@ def show(run: str, as_json: bool) -> None:
         out.print(
             f"[bold]trained parameters[/] {told['parameters']:,}, artifact {size_text(told['size'])}"
         )
+    if data["results"] and data["results"].get("memory"):
+        told = data["results"]
+        out.print(
+            f"[bold]training[/] {told['seconds']:.0f} s, at most {size_text(told['memory'])} of memory"
+        )
     for key, value in flat(folder.config).items():
         out.print(f"  [dim]{plain(key)}[/] {plain(value)}")
     for split, by in (data["results"] or {}).get("results", {}).items():
