@@ -308,7 +308,7 @@ def test_a_run_is_read_again_and_never_mixed_with_another(make: Make, tmp_path: 
     written = weights.stat().st_mtime_ns
     assert np.array_equal(clone(estimator).fit(TEXTS, NAMES).predict_proba(TEXTS), expected)
     assert weights.stat().st_mtime_ns == written
-    with pytest.raises(UserError, match="other data"):
+    with pytest.raises(UserError, match="other rows: 'train'"):
         clone(estimator).fit(TEXTS[::-1], NAMES)
     with pytest.raises(UserError, match="other data"):
         clone(estimator).fit(TEXTS, NAMES, sample_weight=range(12))

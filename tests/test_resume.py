@@ -57,8 +57,9 @@ def wait_for(process: subprocess.Popen[str], file: Path, steps: int) -> None:
 
 
 def figures(run: Path) -> Any:
-    """What a run ended with, but for its times."""
+    """What a run ended with, but for its times and memory."""
     made = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    del made["memory"]
     for entry in (made, *made["trained"].values()):
         del entry["seconds"]
     return made
