@@ -279,6 +279,7 @@ def test_commands_with_an_adapter_of_peft(
         ("peft", {"config": "adalora"}, "training loop of its own"),
         ("peft", {"config": "loha", "options": {"target_modules": ["nope"]}}, "nope.*Matrices of the model: 'bert"),
         ("peft", {"config": "adaption_prompt"}, "cannot be put into tiny-bert"),
+        ("peft", {"config": "trainable_tokens", "options": {"target_modules": ["word_embeddings"]}}, "name their ids"),
         ("peft", {"config": "trainable_tokens"}, "name their ids, as in -o method.options='{\"token_indices\""),
         ("ia3", {"layers": [2]}, "no layer 2"),
     ],

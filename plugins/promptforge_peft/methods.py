@@ -171,16 +171,15 @@ class Peft(PeftMethod):
     def configuration(self, backbone: Backbone) -> PeftConfig:
         options, known = dict(self.options), options_of(self.config)
         kind, own = self.config.lower().replace("-", "_"), None
+        if kind == "trainable_tokens" and not options.get("token_indices"):
+            raise UserError(
+                "peft's 'trainable_tokens' trains the embeddings of some tokens: name their ids, as in "
+                "-o method.options='{\"token_indices\": [2204, 2919]}'."
+            )
         if "target_modules" in known and not options.get("target_modules"):
             if kind == "ln_tuning":
                 options["target_modules"] = _norms(backbone)
-            elif kind == "trainable_tokens":
-                if not options.get("token_indices"):
-                    raise UserError(
-                        "peft's 'trainable_tokens' trains the embeddings of some tokens: name their ids, as in "
-                        "-o method.options='{\"token_indices\": [2204, 2919]}'."
-                    )
-            else:
+            elif kind != "trainable_tokens":
                 own = matrices(backbone, self.targets, [], self.name)
                 options["target_modules"] = own
         if "feedforward_modules" in known:
