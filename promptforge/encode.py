@@ -60,6 +60,7 @@ class Encoded:
         soft: the soft prompts, in order.
         cut: source -> tokens cut from it to fit.
         decoder_ids: what the decoder reads, for encoder-decoder models.
+        decoder_soft: the soft prompts that stand in it too.
         reads: positions whose hidden state predicts the slots' tokens, in order (in the decoder
             for encoder-decoder models); every slot has its `reads_per_slot`.
         task: its number, where prompts of several tasks are read together.
@@ -76,12 +77,14 @@ class Encoded:
     reads: tuple[int, ...] = ()
     task: int = 0
     always: tuple[bool, ...] = ()
+    decoder_soft: tuple[SoftSlot, ...] = ()
 
     @property
     def key(self) -> tuple[object, ...]:
         """What decides the hidden states at its reads: prompts with one key are read once."""
         return (
-            self.ids, self.types, self.decoder_ids, self.reads, self.soft, self.task, self.always,
+            self.ids, self.types, self.decoder_ids, self.reads, self.soft, self.decoder_soft,
+            self.task, self.always,
         )  # fmt: skip
 
     def after(self, n: int) -> Encoded:

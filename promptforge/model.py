@@ -19,10 +19,11 @@ from promptforge.errors import UserError, listed
 from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.readout import Readout
+from promptforge.row_json import row_to_json
 from promptforge.selection import DemonstrationSelector
 from promptforge.task import Task
-from promptforge.template import Prompt, Soft
-from promptforge.verbalizer import LabelWords, Verbalizer, Words
+from promptforge.template import Mask, Prompt, Soft
+from promptforge.verbalizer import LabelWords, Verbalizer
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class PromptModel(Classifier):
     Args:
         backbone: the language model.
         task: labels and patterns.
-        words: label words that replace the task's (from a search or a file).
+        words: pattern -> label -> words, which replace the task's; "*" is for all patterns without
+            their own. Or what a search found, or a file holds.
         verbalizer: a component or its name.
         calibration: a component, its name, or None.
         demonstrations: a fitted selector of rows to show in each prompt, or None.
@@ -60,7 +62,7 @@ class PromptModel(Classifier):
         backbone: Backbone,
         task: Task,
         *,
-        words: LabelWords | Mapping[str, Words] | None = None,
+        words: LabelWords | Mapping[str, Mapping[str, str | Sequence[str]]] | None = None,
         verbalizer: str | Verbalizer | None = None,
         calibration: str | Calibration | None = None,
         demonstrations: DemonstrationSelector | None = None,
@@ -101,7 +103,9 @@ class PromptModel(Classifier):
         self.warn_cuts = True
         self._opening: tuple[Soft, ...] = ()  # while its soft tokens are trained
 
-    def with_words(self, words: LabelWords | Mapping[str, Words]) -> PromptModel:
+    def with_words(
+        self, words: LabelWords | Mapping[str, Mapping[str, str | Sequence[str]]]
+    ) -> PromptModel:
         """The same model and memory with other label words.
 
         `LabelWords` that name options or a verbalizer bring their own; else this model's stays.
@@ -132,7 +136,7 @@ class PromptModel(Classifier):
             chosen = self.demonstrations
             shown = {
                 "name": chosen.name, "options": chosen.model_dump(mode="json"),
-                "examples": [vars(e) for e in chosen.fitted_on],
+                "examples": [{**vars(e), "row": row_to_json(e.row)} for e in chosen.fitted_on],
             }  # fmt: skip
         return {
             "task": self.task.to_json(),
@@ -182,6 +186,9 @@ class PromptModel(Classifier):
         if prompts and words and all(words.values()):
             slots = self.backbone.encode(prompts[:1], origin=origin)[0].slots
             reserve = self._longest(pattern, {s.space_before for s in slots}) - 1
+            if not reserve and len(slots) == 1 and slots[0].length > 1:
+                # A word is read at as many masks as it has tokens, whatever the template says.
+                prompts = [prompt.with_mask(Mask()) for prompt in prompts]
         reserve = max(reserve, self._prototype.room)
         encoded = self.backbone.encode(prompts, reserve=reserve, origin=origin)
         if self.weights is not None and self.weights.added is not None:

@@ -7,6 +7,7 @@ built-in one (`promptforge_jinja`).
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol
 
 from promptforge.components import Component
-from promptforge.errors import UserError, did_you_mean, listed
+from promptforge.errors import PromptForgeError, UserError, did_you_mean, listed
 from promptforge.plugins import manager
 
 #: Names a template can use beside the row's columns. A column of the same name is `row["..."]`.
 RESERVED = ("mask", "soft", "sep", "tail", "labels", "words", "demos", "row")
+_OF_ROW = re.compile(r"""\brow(?:\[\s*(["'])(.+?)\1\s*\]|\.(\w+)\b(?!\())""")
 
 #: How early a text is cut when a prompt is too long: never, last, by length, first.
 KEEP, LAST, COLUMN, FIRST = 0, 1, 2, 3
@@ -128,6 +130,10 @@ class Prompt:
     def masks(self) -> list[Mask]:
         """The slots, in order."""
         return [part for part in self.parts if isinstance(part, Mask)]
+
+    def with_mask(self, mask: Mask) -> Prompt:
+        """The same with this slot in place of each."""
+        return Prompt(tuple(mask if isinstance(part, Mask) else part for part in self.parts))
 
     def up_to_mask(self, origin: str) -> tuple[Part, ...]:
         """The parts that a causal model reads: tails and white space after the mask are dropped.
@@ -283,6 +289,15 @@ class Template:
         renderer: TemplateRenderer = manager().registry("renderer").build(self.renderer)
         return renderer.compile(self.source, self.origin)
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns it uses, by their own names or as `row["..."]`, each once."""
+        variables = self.compiled.variables
+        names = [name for name in variables if name not in RESERVED]
+        if "row" in variables:
+            names += [m[2] or m[3] for m in _OF_ROW.finditer(self.source)]
+        return list(dict.fromkeys(names))
+
     def __getstate__(self) -> dict[str, Any]:
         """All but the compiled template, which cannot be sent: another process makes its own."""
         return {name: value for name, value in vars(self).items() if name != "compiled"}
@@ -368,12 +383,15 @@ class Template:
         if shown and "demos" not in self.compiled.variables:
             parts = [p for demo in shown for p in (*demo.prompt.parts, Text("\n"))] + parts
         prompt = Prompt(tuple(parts))
-        if manager().listens("promptforge_prompt_rendered"):
-            changed: Prompt | None = manager().pm.hook.promptforge_prompt_rendered(
-                prompt=prompt, row=row
-            )
-            prompt = changed or prompt
-        return prompt
+        event = "promptforge_prompt_rendered"
+        if not manager().listens(event):
+            return prompt
+        changed = getattr(manager().pm.hook, event)(prompt=prompt, row=row)
+        if changed is None:
+            return prompt
+        if not isinstance(changed, Prompt) or not all(isinstance(p, Part) for p in changed.parts):
+            raise PromptForgeError(f"A plugin's {event} returned something else than a Prompt.")
+        return changed
 
     def __repr__(self) -> str:
         return f"Template({self.source!r}, name={self.name!r})"

@@ -37,6 +37,8 @@ class Verbalizer(Component):
     role: ClassVar[str] = "verbalizer"
     #: whether `fit` learns something from rows without labels
     fits_rows: ClassVar[bool] = False
+    #: whether the loss of a row depends on the other rows of its batch
+    contrasts: ClassVar[bool] = False
 
     scorer: str = Field(
         "auto", description="How words of several tokens are scored; see 'promptforge plugins'."

@@ -94,7 +94,8 @@ def plain(
         if method.composition == "scaled":
             added = added * (t["scale"] if method.scale == "trained" else method.scale)
         if method.composition == "gated":
-            return h + torch.sigmoid(t["gate"]) * (added - h)
+            share, closed = torch.sigmoid(t["gate"]), torch.sigmoid(torch.tensor(-4.0))
+            return h + (share - closed) * (added - h) + closed * added
         return h + added
 
     for first, last in where:
@@ -118,10 +119,13 @@ def test_a_form(architecture: str, form: str) -> None:
     addition = adding.added(tuner)
     attached = backbone.attach([addition])
     start = adding.read_logits(backbone, prompts)
-    if form == "gated":  # the gate is nearly closed: 2 % of each channel is the adapter's
-        assert 0 < (start - frozen).abs().max() < 0.1 * frozen.abs().max()
-    else:
-        assert torch.allclose(start, frozen, atol=1e-5)
+    assert torch.allclose(start, frozen, atol=1e-5)
+    plain_names = {n for n, p in addition.trained().items() if p.ndim < 2 or n.endswith(".norm")}
+    assert (
+        plain_names
+        == {n for n, p in addition.trained().items() if p.ndim < 2} | addition.undecayed()
+    )
+    assert bool(addition.undecayed()) == tuner.method.norm
     adding.moved(addition, by=0.3)
     after = adding.read_logits(backbone, prompts)
     attached.close()

@@ -14,6 +14,7 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_scale import folder as stars_folder
 from torch import Tensor
 
 from promptforge import Example, PromptModel, Settings, Task, Template, UserError, train
@@ -111,6 +112,31 @@ def test_each_task_s_gradients_are_those_it_gets_alone(
             scale = max(1.0, float(gradient.abs().max()))
             assert float((found - gradient).abs().max()) < 1e-5 * scale, key
         assert any(g.abs().max() > 1e-6 for g in expected.values())
+
+
+def test_a_loss_that_compares_rows_has_all_of_a_task_s_side_by_side(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mixed, "PASS", 0)
+    backbone, method, (one, *_) = tiny.backbone("bert"), build("method", "lora", rank=2), tasks()
+
+    def prompted() -> PromptModel:
+        return PromptModel(backbone, one.task, verbalizer=build("verbalizer", "prototypical"))
+
+    def gradients(objective: Any, own: list[Target], start: str) -> dict[str, Tensor]:
+        objective(own, 0).mean().backward()
+        found = {n.removeprefix(start): p.grad.clone() for n, p in objective.trained().items()}
+        objective.close()
+        return found
+
+    torch.manual_seed(5)
+    alone = gradients(PromptObjective(prompted(), "p", method, targets(one)), targets(one), "")
+    own = targets(one, 0)
+    together = gradients(TogetherObjective([prompted()], method, [own], seed=5), own, "0/")
+    assert len({len(e.row["text"].split()) for e in one.train}) > 1
+    for name, gradient in alone.items():
+        assert torch.allclose(together[name], gradient, rtol=0, atol=1e-6), name
+    assert alone["own/prototypes"].abs().max() > 1e-3
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.integers(0, 12))
@@ -264,6 +290,7 @@ def test_train_with_several_tasks(tmp_path: Path, folders: list[Path], command: 
         "--pattern", "second", "--run", run,
     )  # fmt: skip
     done = command(*asked, "--json")
+    assert "is used; --pattern" not in done.err
     assert set(done.json["tasks"]) == {"film", "length"}
     assert done.json["trained"]["together"]["steps"] == 2
     about = json.loads((run / "members" / "length" / "artifact.json").read_text(encoding="utf-8"))
@@ -293,14 +320,30 @@ def test_the_command_says_what_is_for_one_task(
     shown = command(*asked, "--method", "adapter", "--seed", 5)
     assert shown.code == 0, shown.err
     assert "length" in shown.out and "predict-many" in shown.out
+    assert "film: pattern first is used; --pattern chooses another: second" in shown.err
     for wrong, what in [
         (["--method", "all"], "trains weights of the model itself"),
         (["--method", "prefix", "--strategy", "pet"], "--strategy pet is for one TASK"),
         (["--method", "prefix", "--tracker", "tensorboard"], "--tracker is for one TASK"),
         (["--method", "prefix", "--data", "train.csv"], "write TASK=FILE"),
         (["--method", "prefix", "--pattern", "third"], "no task has it"),
+        (["--pattern", "first", "--pattern", "second"], "the task 'film' has 'first', 'second'"),
     ]:
         done = command(*asked[:-1], tmp_path / what[:8], *wrong)
         assert done.code == 2 and what in done.err, done.err
     twice = command(*asked[:1], folders[0], "--data", "a.csv", "--data", "b.csv")
     assert twice.code == 2 and "given 2 times" in twice.err
+
+
+def test_figures_of_several_kinds_are_named_and_not_averaged(
+    tmp_path: Path, folders: list[Path], command: Command
+) -> None:
+    stars = stars_folder(tmp_path / "stars", "low = 1\nhigh = 5")
+    asked = ("train", folders[0], stars, "--model", tiny.save("bert", tmp_path / "model"))
+    asked = (*asked, "--method", "prefix", "--steps", 1, "--batch-size", 2, "--run", "runs/both")
+    ran = command(*asked)
+    assert ran.code == 0, ran.err
+    assert "Each task on its test rows (of numbers: Pearson)" in ran.out
+    (row,) = command("runs", "list", "--json").json
+    assert (row["figure"], row["test"]) == ("2 tasks, measured by accuracy and pearson", None)
+    assert "see runs show" in " ".join(command("runs", "list").out.split())

@@ -163,6 +163,21 @@ def test_each_mask_is_read_where_it_stands(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", tiny.MASKED)
+def test_a_word_is_read_at_as_many_masks_as_it_has_tokens(architecture: str) -> None:
+    backbone = tiny.backbone(architecture)
+    a, b = reference.some_words(backbone, 2)
+    longer = {"a": [a], "b": [b], "c": [reference.long_word(backbone, 2)]}
+    ratios = []
+    for masks in ("{{ mask }}", "{{ mask(2) }}"):
+        for labels in ({"a": [a], "b": [b]}, longer):
+            task = Task.inline([Template("{{ text }} It was " + masks, name="p")], labels=labels)
+            made = PromptModel(backbone, task).predict_proba([{"text": t} for t in TEXTS])
+            ratios.append(torch.tensor(made[:, 0] / made[:, 1]))
+    for other in ratios[1:]:
+        close(other, ratios[0])
+
+
+@pytest.mark.parametrize("architecture", tiny.MASKED)
 def test_the_verbalizer_reads_the_mask_it_is_told(architecture: str) -> None:
     backbone = tiny.backbone(architecture)
     words = {"a": reference.some_words(backbone, 1), "b": [reference.long_word(backbone, 2)]}

@@ -48,19 +48,29 @@ def added(made: Tuner, name: str = "prompt-tuning", **options: Any) -> tuple[Any
 
 
 class WithVectors:
-    """A model that reads a prompt with vectors in place of its soft tokens: `inputs_embeds`."""
+    """A model that reads a prompt with vectors in place of its soft tokens: `inputs_embeds`.
+
+    A decoder that writes the prompt again reads them too, one position later.
+    """
 
     def __init__(self, backbone: Any, model: Any, prompt: Encoded, vectors: dict[str, Tensor]):
         encoder = model.get_encoder() if backbone.family == "seq2seq" else None
         table = getattr(encoder, "embed_tokens", None) or model.get_input_embeddings()
         self.model, self.table, self.prompt, self.vectors = model, table, prompt, vectors
+        self.writes = encoder is not None and backbone.ask == "mask"
 
     def __call__(self, input_ids: Tensor, **more: Any) -> Any:
-        embeds = self.table(input_ids)[0]
+        if self.writes:
+            ids = more.pop("decoder_input_ids")
+            embeds = self.put(self.model.get_decoder().embed_tokens(ids)[0], 1)
+            more["decoder_inputs_embeds"] = embeds[None]
+        return self.model(inputs_embeds=self.put(self.table(input_ids)[0], 0)[None], **more)
+
+    def put(self, embeds: Tensor, shift: int) -> Tensor:
         for slot in self.prompt.soft:
-            own = self.vectors[slot.key]
-            embeds = torch.cat([embeds[: slot.start], own, embeds[slot.start + len(own) :]])
-        return self.model(inputs_embeds=embeds[None], **more)
+            own, start = self.vectors[slot.key], slot.start + shift
+            embeds = torch.cat([embeds[:start], own, embeds[start + len(own) :]])
+        return embeds
 
 
 def scores(made: Tuner, model: Any, prompt: Encoded, vectors: dict[str, Tensor]) -> Tensor:

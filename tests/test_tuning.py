@@ -221,6 +221,32 @@ def test_methods_change_only_what_they_say(
     assert not backbone.model.training and backbone.compact is None
 
 
+HEADS = {
+    "bert": ("cls.predictions",), "roberta": ("lm_head",), "modernbert": ("head", "decoder"),
+    "gpt2": ("transformer.ln_f",), "llama": ("lm_head",),  # the one whose matrix is not tied
+    "t5": ("decoder.final_layer_norm",), "bart": ("model.decoder.layers.1.final_layer_norm",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_the_head_alone_is_what_stands_between_the_body_and_the_words(architecture: str) -> None:
+    backbone = tiny.backbone(architecture)
+    found = build("method", "head").prepare(backbone)
+    assert found and all(name.startswith(HEADS[architecture]) for name in found)
+    table = backbone.model.get_input_embeddings().weight
+    assert not any(p is table for p in found.values())
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "bart"])
+def test_norms_are_those_of_encoder_and_decoder(architecture: str) -> None:
+    backbone = tiny.backbone(architecture)
+    norms = {n.rpartition(".")[0] for n in build("method", "houlsby").prepare(backbone)}
+    expected = {n for n, m in backbone.model.named_modules() if type(m).__name__.endswith("Norm")}
+    assert norms == {n for n in expected if not n.startswith("cls.")}
+    if architecture != "bert":
+        assert any("encoder" in n for n in norms) and any("decoder" in n for n in norms)
+
+
 @pytest.mark.parametrize("method", ["prefix", "pfeiffer", "lora"])
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_the_optimizer_holds_state_for_what_is_added_alone(architecture: str, method: str) -> None:

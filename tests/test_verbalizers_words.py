@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from promptforge import Example, Settings
 from promptforge.candidates import whole_words
 from promptforge.errors import UserError
 from promptforge.model import PromptModel
 from promptforge.plugins import build
 from promptforge.task import Task
 from promptforge.template import Template, TemplateError
+from promptforge.tuning.tuner import Tuner
 from tests import reference, tiny
 from tests.verbalizing import (
     ROWS,
@@ -203,6 +205,22 @@ def test_knowledgeable_is_fitted_tuned_and_comes_back(tmp_path: Path) -> None:
     assert trained.tuned["p"]["weights"].abs().max() > 1e-3
     assert bool((trained.tuned["p"]["kept"] == 1).all())
     again(trained, tmp_path, ROWS)
+
+
+def test_what_was_tuned_after_fitting_is_what_predicts(tmp_path: Path) -> None:
+    """Fitting on unlabelled rows reads them with the untrained model; nothing of that stays."""
+    backbone = tiny.backbone("bert")
+    task = model(backbone, some_words(backbone), "manual").task
+    train = [Example({"text": r["text"]}, "abca"[i], i + 1) for i, r in enumerate(ROWS)]
+    tuner = Tuner(
+        backbone, task, train, unlabeled=ROWS,
+        settings=Settings(steps=6, batch_size=4, learning_rate=1e-2, precision="float32"),
+        verbalizer=build("verbalizer", "knowledgeable", neighbours=3),
+    )  # fmt: skip
+    made = build("strategy", "prompt").train(tuner)
+    got = made.verbalizer("p", made.read("p", ROWS).encoded[0]).parameters()["weights"]
+    assert got.abs().max() > 1e-3 and torch.equal(got, made.tuned["p"]["weights"])
+    again(made, tmp_path, ROWS)
 
 
 def test_a_model_with_nothing_to_fit_says_so() -> None:

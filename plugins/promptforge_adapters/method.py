@@ -62,10 +62,7 @@ class Adapter(TuningMethod):
         if not self.norms:
             return {}
         norms = {
-            id(p)
-            for module in backbone.body.modules()
-            if "norm" in type(module).__name__.lower()
-            for p in module.parameters(recurse=False)
+            id(p) for module in backbone.norms.values() for p in module.parameters(recurse=False)
         }
         return {name: p for name, p in backbone.parameters.items() if id(p) in norms}
 
@@ -204,8 +201,7 @@ class Bottleneck(nn.Module):
         own_scale = options.composition == "scaled" and options.scale == "trained"
         self.scale = nn.Parameter(torch.ones(())) if own_scale else None
         gated = options.composition == "gated"
-        # A closed gate: the model starts as it was.
-        self.gate = nn.Parameter(torch.full((leaving,), -4.0)) if gated else None
+        self.gate = nn.Parameter(torch.full((leaving,), Delta.CLOSED)) if gated else None
         unit = torch.stack([torch.ones(entering), torch.zeros(entering)])
         self.norm = nn.Parameter(unit) if options.norm else None
 

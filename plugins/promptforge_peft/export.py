@@ -107,6 +107,11 @@ def _prompt(
                 f"{name} puts special tokens before a text. Here the soft tokens stand after them, and in peft "
                 "before them: outputs will differ."
             )
+        if backbone.decoder_embedding is not None:
+            report.warn(
+                f"The decoder of {name} writes its prompt again, soft tokens included, and peft's reads "
+                "them in the encoder alone: outputs will differ."
+            )
         # Two submodules would be a prompt of the decoder's own.
         config = peft.PromptTuningConfig(
             task_type=family, num_virtual_tokens=len(soft[OPENING]), num_transformer_submodules=1

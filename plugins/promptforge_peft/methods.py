@@ -178,7 +178,7 @@ class Peft(PeftMethod):
             )
         if "target_modules" in known and not options.get("target_modules"):
             if kind == "ln_tuning":
-                options["target_modules"] = _norms(backbone)
+                options["target_modules"] = list(backbone.norms)
             elif kind != "trainable_tokens":
                 own = matrices(backbone, self.targets, [], self.name)
                 options["target_modules"] = own
@@ -215,13 +215,3 @@ def matrices(backbone: Backbone, targets: str, layers: Sequence[int], who: str) 
             f"{listed(list(backbone.matrices), 40)}."
         )
     return found
-
-
-def _norms(backbone: Backbone) -> list[str]:
-    """Names of the norms of a model's body."""
-    inside = {id(module) for module in backbone.body.modules()}
-    return [
-        name
-        for name, module in backbone.model.named_modules()
-        if id(module) in inside and "norm" in type(module).__name__.lower()
-    ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from promptforge import TuningMethod, UserError
 from promptforge.backbone import Backbone
+from promptforge.template import Prompt, Text
 
 
 class All(TuningMethod):
@@ -35,22 +37,37 @@ class HeadOnly(TuningMethod):
         Raises:
             UserError: the model has neither a head of its own nor a norm before it.
         """
-        body = {id(p) for p in backbone.body.parameters()}
-        tables = {id(backbone.model.get_input_embeddings().weight)}
-        outside = body | tables | {id(p) for p in backbone.model.base_model.parameters()}
-        if backbone.model.base_model is backbone.model:
-            outside = body | tables
+        base = backbone.model.base_model
+        parts = backbone.stacks if base is backbone.model else [*backbone.stacks, base]
+        outside = {id(p) for part in parts for p in part.parameters()}
+        outside.add(id(backbone.model.get_input_embeddings().weight))
         found = {n: p for n, p in backbone.parameters.items() if id(p) not in outside}
         if found:
             return found
-        norms = [m for m in backbone.body.modules() if "norm" in type(m).__name__.lower()]
-        last = {id(p) for p in norms[-1].parameters()} if norms else set()
+        last = {id(p) for norm in _called_last(backbone) for p in norm.parameters()}
         found = {n: p for n, p in backbone.parameters.items() if id(p) in last}
         if not found:
             raise UserError(
                 f"method 'head': {backbone.name} has no head of its own to train. Use 'bitfit' or 'all'."
             )
         return found
+
+
+def _called_last(backbone: Backbone) -> list[nn.Module]:
+    """The norm that a pass calls last, whose output the head reads; none where there is no norm."""
+    called: list[nn.Module] = []
+    handles = [
+        norm.register_forward_hook(lambda module, *_: called.append(module))
+        for norm in backbone.norms.values()
+    ]
+    encoded = backbone.encoder.encode([Prompt((Text("a"),))], masked=False)
+    try:
+        with torch.no_grad():
+            backbone.hidden(backbone.collate([backbone.summary(encoded[0])], [0]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called[-1:]
 
 
 class BitFit(TuningMethod):

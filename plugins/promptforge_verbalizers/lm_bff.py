@@ -1,4 +1,4 @@
-"""LM-BFF's automatic label words (Gao, Fisch and Chen 2021, section 4.1)."""
+"""LM-BFF's automatic label words (Gao, Fisch and Chen 2021, section 5.1)."""
 
 from __future__ import annotations
 

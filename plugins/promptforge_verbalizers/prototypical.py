@@ -38,6 +38,7 @@ class PrototypicalVerbalizer(Verbalizer):
     """
 
     name: ClassVar[str] = "prototypical"
+    contrasts: ClassVar[bool] = True
 
     dimension: int = Field(64, ge=1, description="Size of the prototypes.")
     temperature: float = Field(

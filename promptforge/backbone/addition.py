@@ -13,6 +13,7 @@ different tasks, each with an addition of its own, can share one forward pass, w
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,11 +45,15 @@ class Delta:
         scale: a number, or a trained scalar [].
         down_bias, up_bias: [r] and [d_out], or None.
         multiply: [d_out], or None.
-        gate: [d_out] logits g of a gated sum, `(1 - s) h + s * added` with s = sigmoid(g), or None.
+        gate: [d_out] logits g of a gated sum, `(1 - s + c) h + s * added` with s = sigmoid(g), or
+            None; c = sigmoid(CLOSED), so that a gate that is `CLOSED` leaves h as it is.
         norm: weight and bias, [2, d_in], of a LayerNorm of `x`, or None.
         dropout: rate of x while training.
         at: "output", or "input": `h` is what the matrix takes.
     """
+
+    #: where gates start
+    CLOSED: ClassVar[float] = -4.0
 
     down: Tensor | None = None
     up: Tensor | None = None
@@ -97,8 +102,14 @@ class Delta:
         added = added * scale
         if self.gate is None:
             return (out + added).to(h.dtype)
-        share = torch.sigmoid(_rowwise(self.gate, 1))
-        return ((1 - share) * out + share * added).to(h.dtype)
+        share, keeps = self.shares(_rowwise(self.gate, 1))
+        return (keeps * out + share * added).to(h.dtype)
+
+    @classmethod
+    def shares(cls, gate: Tensor) -> tuple[Tensor, Tensor]:
+        """What a gate lets through of what is added, and of h."""
+        share = torch.sigmoid(gate)
+        return share, 1 - share + 1 / (1 + math.exp(-cls.CLOSED))
 
     @classmethod
     def stacked(cls, deltas: list[Delta]) -> Delta:
@@ -223,6 +234,10 @@ class Addition(nn.Module, ABC):
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def undecayed(self) -> set[str]:
+        """Names of those that weight decay leaves alone, besides vectors: the norms, called `norm`."""
+        return {name for name in self.trained() if name.rpartition(".")[2] == "norm"}
 
 
 class Computed(Addition):

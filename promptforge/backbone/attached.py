@@ -24,7 +24,7 @@ from promptforge.errors import UserError
 
 if TYPE_CHECKING:
     from promptforge.backbone.base import Backbone
-    from promptforge.backbone.batch import Batch
+    from promptforge.backbone.batch import Batch, SoftTokens
 
 #: Attention that looks for a prefix, over sdpa and over each model's own plain code.
 SDPA, EAGER = "promptforge_prefix", "promptforge_prefix_eager"
@@ -126,16 +126,27 @@ class Attached:
     def _watch_embeddings(self) -> None:
         handle = self.backbone.embedding.register_forward_hook(self._put_soft)
         self._undo.append(handle.remove)
+        if (decoder := self.backbone.decoder_embedding) is not None:
+            self._undo.append(decoder.register_forward_hook(self._put_decoder_soft).remove)
 
     def _put_soft(self, module: nn.Module, args: Any, out: Tensor) -> Tensor:
         batch = self._batch
-        if batch is None or not batch.soft or out.shape[:2] != batch.inputs["input_ids"].shape:
+        if batch is None or out.shape[:2] != batch.inputs["input_ids"].shape:
+            return out
+        return self._with_soft(out, batch, batch.soft)
+
+    def _put_decoder_soft(self, module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        batch = self._batch
+        return out if batch is None else self._with_soft(out, batch, batch.decoder_soft)
+
+    def _with_soft(self, out: Tensor, batch: Batch, soft: Sequence[SoftTokens]) -> Tensor:
+        if not soft:
             return out
         made = self._now()
         rows: list[int] = []
         columns: list[int] = []
         vectors = []
-        for row, start, stop, offset, key in batch.soft:
+        for row, start, stop, offset, key in soft:
             own = made[batch.task_list[row]]["soft"].get(key)
             if own is None:
                 continue

@@ -126,6 +126,11 @@ class Backbone(ABC):
         )
         return body
 
+    @property
+    def stacks(self) -> list[nn.Module]:
+        """The parts of the model that have layers: the body, and the encoder that it reads."""
+        return [self.body]
+
     # --- what all share -------------------------------------------------------------------
 
     @property
@@ -143,6 +148,16 @@ class Backbone(ABC):
     def parameters(self) -> dict[str, nn.Parameter]:
         """The model's parameters by name; tied ones once."""
         return dict(self.model.named_parameters())
+
+    @cached_property
+    def norms(self) -> dict[str, nn.Module]:
+        """The norms of its stacks by name; the head's own are not among them."""
+        inside = {id(module) for stack in self.stacks for module in stack.modules()}
+        return {
+            name: module
+            for name, module in self.model.named_modules()
+            if id(module) in inside and "norm" in type(module).__name__.lower()
+        }
 
     @cached_property
     def sites(self) -> list[Site]:
@@ -169,6 +184,11 @@ class Backbone(ABC):
         """The module that turns a prompt's ids into vectors."""
         module: nn.Module = self.model.get_input_embeddings()
         return module
+
+    @property
+    def decoder_embedding(self) -> nn.Module | None:
+        """The one that does so for a decoder that reads soft tokens too."""
+        return None
 
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states before the head at the batch's reads, [reads, d]; keeps gradients."""

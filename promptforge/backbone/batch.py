@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from promptforge.encode import Encoded
+from promptforge.encode import Encoded, SoftSlot
 
 
 class SoftTokens(NamedTuple):
@@ -32,6 +32,7 @@ class Batch:
         inputs: keyword arguments of the model's body.
         rows, columns: where to read hidden states, [reads] each.
         soft: where soft tokens stand in `inputs["input_ids"]`.
+        decoder_soft: and in `inputs["decoder_input_ids"]`.
         tasks: the task of each row, [rows], where rows of several tasks are read together.
         always: [rows, tokens] bool: global tokens of an attention pattern; None: there are none.
         left: while rows leave the model early: those that are still in it, [rows left].
@@ -46,6 +47,7 @@ class Batch:
     always: Tensor | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     left: Tensor | None = None
+    decoder_soft: list[SoftTokens] = field(default_factory=list)
 
     @classmethod
     def of(cls, encoded: Sequence[Encoded], indices: list[int], inputs: dict[str, Tensor]) -> Batch:
@@ -59,9 +61,10 @@ class Batch:
             inputs,
             torch.tensor(rows, device=device),
             torch.tensor(columns, device=device),
-            soft_tokens(encoded),
+            _soft_tokens([e.soft for e in encoded]),
             torch.tensor(tasks, device=device) if any(tasks) else None,
             _always(encoded, inputs["input_ids"]),
+            decoder_soft=_soft_tokens([e.decoder_soft for e in encoded]),
         )
 
     def part(self, rows: Sequence[int], length: int) -> Batch:
@@ -79,6 +82,9 @@ class Batch:
             [s._replace(row=number[s.row]) for s in self.soft if s.row in number],
             None if self.tasks is None else self.tasks[chosen],
             None if self.always is None else self.always[chosen, :length],
+            decoder_soft=[
+                s._replace(row=number[s.row]) for s in self.decoder_soft if s.row in number
+            ],
         )  # fmt: skip
 
     @cached_property
@@ -105,10 +111,10 @@ def _always(encoded: Sequence[Encoded], ids: Tensor) -> Tensor | None:
     return torch.tensor(rows, device=ids.device)
 
 
-def soft_tokens(encoded: Sequence[Encoded]) -> list[SoftTokens]:
-    """Where the soft tokens of prompts stand."""
+def _soft_tokens(slots: Sequence[Sequence[SoftSlot]]) -> list[SoftTokens]:
+    """Where the soft tokens of prompts stand, from the slots of each."""
     return [
         SoftTokens(row, s.start, s.start + s.length, s.offset, s.key)
-        for row, e in enumerate(encoded)
-        for s in e.soft
+        for row, own in enumerate(slots)
+        for s in own
     ]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from promptforge import remote
 from promptforge.attention import AttentionPattern
 from promptforge.backbone.base import Backbone
 from promptforge.backbone.causal import CausalBackbone
@@ -140,8 +141,11 @@ def load_model(
     elif ask is not None:
         raise UserError("ask is for encoder-decoder models only.")
     backbone = FAMILIES[kind](model.to(place), tokenizer, **options)
+    # A folder by its whole path: what is tuned from it is read from elsewhere too.
+    typed = Path(name).expanduser()
+    own = typed.is_dir() and Path(path) == typed
     backbone.source = {
-        "name": name, "family": kind, "revision": revision, "dtype": dtype, "ask": ask,
+        "name": str(typed.resolve()) if own else name, "family": kind, "revision": revision, "dtype": dtype, "ask": ask,
         "max_length": max_length, "trust_remote_code": trust_remote_code,
     }  # fmt: skip
     if positions:
@@ -167,6 +171,8 @@ def _tuned(
     from promptforge.merging import tuned_backbone
 
     backbone = tuned_backbone(name, report=report, **options)
+    if isinstance(where := remote.place(name), Path):
+        backbone.source["name"] = str(where.resolve())
     if check is not None:
         check(backbone.family)
     if max_length is not None:

@@ -83,8 +83,8 @@ def _merged(name: str, module: nn.Module, delta: Delta) -> tuple[Tensor, Tensor 
     if delta.down is not None and delta.up is not None:
         share = double(delta.scale)
         if delta.gate is not None:
-            opened = torch.sigmoid(double(delta.gate))
-            kept, share = kept * (1 - opened), share * opened
+            opened, keeps = Delta.shares(double(delta.gate))
+            kept, share = kept * keeps, share * opened
         up = double(delta.up) * share
         product = double(delta.down) @ up
         if delta.down_bias is not None:

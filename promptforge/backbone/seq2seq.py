@@ -93,9 +93,16 @@ class Seq2SeqBackbone(Backbone):
                     f"The template has {len(slots)} masks; with ask='prefix' the model reads one."
                 )
             return replace(encoded, decoder_ids=(self.start,), reads=(0,))
-        # Shifted right: the token at position i is predicted at position i.
-        decoder = (self.start, *encoded.ids[: slots[-1].start])
-        return replace(encoded, decoder_ids=decoder, reads=tuple(s.start for s in slots))
+        written = self._written(encoded, slots[-1].start)
+        return replace(written, reads=tuple(s.start for s in slots))
+
+    def _written(self, encoded: Encoded, end: int) -> Encoded:
+        """With a decoder that has written the text again up to `end`, soft tokens included.
+
+        It is shifted right: the token at position i is predicted at position i.
+        """
+        soft = tuple(replace(s, start=s.start + 1) for s in encoded.soft if s.start < end)
+        return replace(encoded, decoder_ids=(self.start, *encoded.ids[:end]), decoder_soft=soft)
 
     def summary(self, encoded: Encoded) -> Encoded:
         return replace(encoded, decoder_ids=(self.start,), reads=(0,))
@@ -107,7 +114,8 @@ class Seq2SeqBackbone(Backbone):
         elif self.ask == "prefix":
             head = (self.start,)
         else:
-            head = (self.start, *encoded.ids[: encoded.slots[slot].start])
+            encoded = self._written(encoded, encoded.slots[slot].start)
+            head = encoded.decoder_ids
         reads = tuple(range(len(head) - 1, len(head) + len(given)))
         return replace(encoded, decoder_ids=head + given, reads=reads)
 
@@ -138,6 +146,15 @@ class Seq2SeqBackbone(Backbone):
             use_cache=False,
         ).last_hidden_state
         return last[batch.rows, batch.columns]
+
+    @property
+    def stacks(self) -> list[nn.Module]:
+        return [self.model.get_encoder(), self.body]
+
+    @property
+    def decoder_embedding(self) -> nn.Module | None:
+        # What a sentinel stands for, or an answer, has no soft tokens.
+        return self.body.get_submodule("embed_tokens") if self.ask == "mask" else None
 
     @property
     def embedding(self) -> nn.Module:

@@ -197,7 +197,7 @@ class TogetherObjective(Objective):
         return {n: p for number in range(len(self.models)) for n, p in self.own(number).items()}
 
     def undecayed(self) -> set[str]:
-        return set()
+        return {f"{i}/added/{name}" for i, own in enumerate(self.additions) for name in own.undecayed()}
 
     def length(self, target: Target) -> int:
         encoded = self._encoded[target.key, id(target.row)]
@@ -205,7 +205,9 @@ class TogetherObjective(Objective):
 
     def forward(self, targets: Sequence[Target], draw: int) -> Tensor:
         encoded = [self._prompt(target, draw) for target in targets]
-        groups = passes([len(e.ids) + len(e.decoder_ids) for e in encoded])
+        groups = [list(range(len(encoded)))]
+        if not any(verbalizer.contrasts for verbalizer in self.verbalizers):
+            groups = passes([len(e.ids) + len(e.decoder_ids) for e in encoded])
         losses = [
             mixed_losses(
                 self.backbone, [encoded[i] for i in g], [targets[i] for i in g], self.verbalizers

@@ -20,6 +20,7 @@ from promptforge.errors import UserError, listed
 from promptforge.exits.exits import End, HeadEnd, PromptEnd, mean_of_rows
 from promptforge.readout import Readout
 from promptforge.template import COLUMN, Part, Prompt, Sep, Soft, Text
+from promptforge.tuning import processes
 from promptforge.tuning.loop import Objective, Target
 from promptforge.tuning.masked_words import MaskedWords
 from promptforge.tuning.schedule import batch_at
@@ -112,7 +113,8 @@ class TunedObjective(Objective):
         return {f"exits/{name}": p for name, p in found}
 
     def undecayed(self) -> set[str]:
-        return self._tables
+        added = self.addition.undecayed() if self.addition is not None else ()
+        return self._tables | {f"added/{name}" for name in added}
 
     def rates(self) -> dict[str, float]:
         exits = dict.fromkeys(self._of_exits(), self._exit_share)
@@ -190,6 +192,8 @@ class PromptObjective(TunedObjective):
         self._encoded: dict[int, Encoded] = dict(zip(rows, encoded, strict=True))
         self.verbalizer = model.verbalizer(pattern, encoded[0])
         check_poles(model, self.verbalizer)
+        if settings and self.verbalizer.contrasts:
+            warn_parts(model, self.verbalizer, settings)
         read = self.verbalizer.tokens_read()
         tokens: set[int] | None = None
         # The masked-LM loss reads every word's logit, so with it the vocabulary stays whole.
@@ -240,6 +244,16 @@ class PromptObjective(TunedObjective):
             return loss
         numbers = [self._numbers[id(t.row)] for t in targets]
         return (1 - self._alpha) * loss + self._alpha * self._masked.loss(numbers, draw)
+
+
+def warn_parts(model: PromptModel, verbalizer: Verbalizer, settings: Settings) -> None:
+    """Warn where a batch is computed in parts, and the loss needs its rows side by side."""
+    if (parts := settings.accumulate * processes.count()) > 1:
+        model.report.warn(
+            f"verbalizer {verbalizer.name!r} compares the rows of a batch with one another, and a batch is "
+            f"computed in {parts} parts here: rows of different parts are not compared. With accumulate=1 "
+            "in one process all are."
+        )
 
 
 def warn_untrained(
@@ -312,8 +326,11 @@ class Texts:
         for row in rows:
             parts: list[Part] = []
             for column in self.inputs:
+                value = row[column]
+                if value is None or (isinstance(value, float) and value != value):
+                    continue  # missing: there is nothing to read
                 parts += [Sep()] if parts else []
-                parts.append(Text(str(row[column]), source=column, cut=COLUMN))
+                parts.append(Text(str(value), source=column, cut=COLUMN))
             made.append(Prompt((*self.opening, *parts)))
         encoded = self.backbone.encoder.encode(made, origin="the row's text", masked=False)
         return [self._read(self.backbone.summary(e)) for e in encoded]

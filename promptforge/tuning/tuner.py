@@ -140,18 +140,17 @@ class Tuner:
 
     def untrained(self, task: Task | None = None, *, remember: bool = True) -> PromptModel:
         """The prompt model as it is before tuning."""
-        made = PromptModel(
-            self.backbone,
-            task or self.task,
-            verbalizer=self.verbalizer.model_copy(deep=True),
-            demonstrations=self.demonstrations,
-            samples=self.samples,
-            remember=remember,
-            report=self.report,
-        )
+        made = self._model(task or self.task, remember=remember)
         if self.verbalizer.fits_rows and self.unlabeled:
             made.calibrate(self.unlabeled)
         return made
+
+    def _model(self, task: Task, **more: Any) -> PromptModel:
+        """A prompt model that has read nothing."""
+        return PromptModel(
+            self.backbone, task, verbalizer=self.verbalizer.model_copy(deep=True),
+            demonstrations=self.demonstrations, samples=self.samples, report=self.report, **more,
+        )  # fmt: skip
 
     def members(self, members: Sequence[Member]) -> dict[str, Classifier]:
         """Train members; those that a run has finished before are only read."""
@@ -274,10 +273,9 @@ class Tuner:
         )  # fmt: skip
 
         def finish() -> Classifier:
-            made = self.untrained(task)
-            made.weights = objective.weights()
             own = objective.own_tensors()
-            made.tuned = {pattern: own} if own else {}
+            tuned = {pattern: own} if own else {}
+            made = self._model(task, weights=objective.weights(), tuned=tuned)
             return _exiting(made, objective.exits)
 
         live.samples = 1
