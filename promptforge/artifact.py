@@ -49,6 +49,7 @@ from promptforge.model import PromptModel
 from promptforge.multilabel import MultiLabel, MultiLabelModel
 from promptforge.plugins import build
 from promptforge.progress import Reporter
+from promptforge.row_json import row_from_json
 from promptforge.scale import Scale
 from promptforge.selection import fit_selector
 from promptforge.task import Task
@@ -359,7 +360,9 @@ def _prompt_model(
     if data["demonstrations"]:
         saved = data["demonstrations"]
         demonstrations = build("demonstrations", saved["name"], **saved["options"])
-        examples = [Example(e["row"], e["label"], e["number"]) for e in saved["examples"]]
+        examples = [
+            Example(row_from_json(e["row"]), e["label"], e["number"]) for e in saved["examples"]
+        ]
         fit_selector(
             demonstrations, examples, list(task.labels), columns=task.inputs, report=report
         )

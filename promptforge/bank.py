@@ -230,6 +230,7 @@ class TaskBank:
         self, rows: Sequence[tuple[str, Row]]
     ) -> list[tuple[Classifier, NDArray[np.float64]]]:
         """Each row's classifier and class probabilities."""
+        rows = list(rows)
         with self._passes:
             tasks = self._tasks
             places: dict[str, list[int]] = {}

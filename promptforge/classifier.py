@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptforge.data import Example
-from promptforge.errors import UserError
+from promptforge.errors import UserError, did_you_mean, listed
 from promptforge.evaluation import AnyEvaluation, Evaluation, RegressionEvaluation
 from promptforge.plugins import manager
 from promptforge.scale import Scale
@@ -42,7 +42,18 @@ class Classifier(ABC):
         return mean
 
     def predict_proba(self, rows: Rows) -> Probabilities:
-        """Class probabilities, [rows, labels]."""
+        """Class probabilities, [rows, labels].
+
+        Raises:
+            UserError: a row that is no mapping of columns to values, or does not fit a template.
+        """
+        rows = list(rows)
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, Mapping):
+                raise UserError(
+                    f"Row {number} is {type(row).__name__}: give a sequence of mappings of column to value, "
+                    "for example [{'text': 'A fine film.'}]."
+                )
         return self.combined(self.part_probabilities(rows))
 
     def predict(self, rows: Rows) -> list[Any]:
@@ -85,8 +96,20 @@ class Classifier(ABC):
                 "The rows have several labels each, and the model gives one: wrap it in MultiLabelModel."
             )
         if self.scale is None:
+            check_labels(examples, self.labels, "The rows to measure on")
             return Evaluation.of([e.label for e in examples], probabilities, self.labels)
         truth = [e.value for e in examples if e.value is not None]
         if len(truth) < len(examples):
             raise UserError("The model predicts numbers, and some rows to measure on have none.")
         return RegressionEvaluation.of(truth, self.scale.numbers(probabilities))
+
+
+def check_labels(examples: Sequence[Example], labels: Sequence[str], origin: str) -> None:
+    """Raise a `UserError` where a row has a label that is none of `labels`."""
+    for example in examples:
+        for label in (example.label,) if example.labels is None else example.labels:
+            if label not in labels:
+                raise UserError(
+                    f"{origin}: row {example.number}: the label {label!r} is not one of the task's labels: "
+                    f"{listed(list(labels))}.{did_you_mean(label, list(labels))}"
+                )

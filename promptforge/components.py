@@ -25,8 +25,12 @@ class Component(BaseModel):
     `aliases` too; what is listed and recorded is `name`.
     """
 
+    # An option with a pydantic alias is written and kept by its field's name, and read by both.
     model_config = ConfigDict(
-        extra="forbid", arbitrary_types_allowed=True, validate_assignment=True
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        validate_assignment=True,
+        populate_by_name=True,
     )
 
     role: ClassVar[str] = ""

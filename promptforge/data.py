@@ -18,6 +18,7 @@ from promptforge.components import Component
 from promptforge.errors import PromptForgeError, UserError, did_you_mean, listed
 from promptforge.plugins import manager
 from promptforge.progress import Reporter
+from promptforge.remote import expanded
 
 Row = dict[str, Any]
 
@@ -79,7 +80,7 @@ def existing_file(source: str | Path) -> Path:
     Raises:
         UserError: no such file (with the nearest name in its folder), or a folder.
     """
-    path = Path(source)
+    path = expanded(source)
     if path.is_dir():
         inside = sorted(p.name for p in islice(path.iterdir(), 1000) if p.is_file())
         has = f" It holds: {listed(inside)}." if inside else " It is empty."
@@ -302,6 +303,12 @@ def _check_labels(
                 )
         lacking = [label for label in labels if label not in counts]
         if complete and lacking:
+            cells = {label_text(example.row[column]) for example in found}
+            if len(cells) == 1 and not cells & set(labels):  # a number, or what the values map
+                raise UserError(
+                    f"{origin}: every row has the value {cells.pop()!r} in the column {column!r}, so "
+                    f"there is nothing to tell apart. Add rows with other values."
+                )
             raise UserError(
                 f"{origin} has no row with the label {listed(lacking)}; the column {column!r} "
                 f"has {listed(sorted(counts))}. Add rows, or take the label out of the task."

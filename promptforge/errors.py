@@ -22,7 +22,8 @@ def did_you_mean(word: str, known: list[str]) -> str:
     """`" Did you mean 'x'?"` for the nearest of `known`, else an empty string."""
     import difflib
 
-    near = difflib.get_close_matches(word, known, n=1)
+    # A table's columns may be called by numbers.
+    near = difflib.get_close_matches(word, [str(name) for name in known], n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

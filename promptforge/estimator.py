@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import copy
 import json
 import tempfile
 import threading
-import zipfile
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -32,13 +31,15 @@ from promptforge.estimator_input import (
     as_labels,
     as_rows,
     as_sets,
+    as_templates,
     as_weights,
     as_words,
+    by_label,
     columns,
-    plain,
     same_length,
     written,
 )
+from promptforge.estimator_keeping import kept, packed, plain, unpacked
 from promptforge.exits.model import set_policy
 from promptforge.exits.train import exit_training
 from promptforge.models import DEFAULT_MODEL
@@ -46,7 +47,6 @@ from promptforge.multilabel import NO, YES, MultiLabel, MultiLabelModel
 from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.task import Task
-from promptforge.template import Template
 from promptforge.tuning.backends import Backend as JobBackend
 from promptforge.tuning.backends import backend_class
 from promptforge.tuning.settings import Settings
@@ -58,6 +58,8 @@ _alone = threading.RLock()
 _loaded: WeakValueDictionary[tuple[str, ...], Backbone] = WeakValueDictionary()
 _last: list[Backbone] = []
 _COMPONENTS = ("strategy", "method", "verbalizer", "demonstrations")
+#: Parameters that a fitted classifier is read with: those of its `fit`, whatever is set later.
+_READ_WITH = ("model", "device", "dtype", "attention", "max_length", "positions", "exit_policy", "options")  # fmt: skip
 
 
 def shared_backbone(name: str, **options: Any) -> Backbone:
@@ -242,7 +244,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         unlabeled: list[Row] = []
         if X_unlabeled is not None:
             unlabeled = columns(as_rows(X_unlabeled, "X_unlabeled"), task.inputs, "X_unlabeled")
-        class_weight = self.class_weight
+        class_weight = by_label(self.class_weight)
         if isinstance(class_weight, Mapping):
             class_weight = {written(label): float(w) for label, w in class_weight.items()}
         components, settings = self._components(), self._settings()
@@ -269,6 +271,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         if policy is not None:
             set_policy(run.classifier, policy)
+        self._read_with = copy.deepcopy({name: getattr(self, name) for name in _READ_WITH})
         self.classes_, self.task_ = classes, task.to_json()
         self.run_: Run = run
         self.classifier_: Classifier | bytes = run.classifier
@@ -302,9 +305,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def save(self, path: str | Path) -> None:
         """Write the tuned classifier as an artifact; `load` and `promptforge predict` read it.
 
+        Parameters are kept as they are now, and predictions as `fit` made them.
+
         Raises:
             NotFittedError: `fit` was not called.
-            UserError (a ValueError): `path` is a folder with other files.
+            UserError (a ValueError): `path` is a folder with other files, a parameter that no file
+                can hold.
             PromptForgeError: no space, no permission.
         """
         check_is_fitted(self, "classifier_")
@@ -312,7 +318,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "task": self.task_,
             "classes": self.classes_.tolist(),
             "dtype": self.classes_.dtype.str,
-            "parameters": plain(self.get_params(deep=False)),
+            "parameters": kept(self.get_params(deep=False)),
+            "read_with": plain(self._read_with, "options"),
         }
         with _alone:
             artifact.save(self._fitted(), path, about)
@@ -337,8 +344,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise UserError(
                 f"{path} was not saved by PromptClassifier: use promptforge.artifact.load."
             )
-        made = cls(**about["parameters"])
-        made.set_params(model=model or made.model, device=device or made.device)
+        parameters = about["parameters"]
+        given = {k: v for k, v in (("model", model), ("device", device)) if v}
+        made = cls(**{**parameters, **given})
+        # Artifacts from before this was kept apart were read with their parameters.
+        read_with = about.get("read_with") or {name: parameters[name] for name in _READ_WITH}
+        made._read_with = {**read_with, **given}
         made.classes_ = np.asarray(about["classes"], dtype=np.dtype(about["dtype"]))
         made.task_ = about["task"]
         made.classifier_ = made._read(path)
@@ -349,17 +360,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _task(self, labels: list[str], row: Row, sets: MultiLabel | None) -> Task:
         if len(set(labels)) < len(labels):
             raise UserError(f"y has two labels that are written the same: {listed(labels)}.")
-        given = self.templates
-        if isinstance(given, str):
-            given = [given]
-        if not isinstance(given, Mapping):
-            given = {f"template-{i + 1}" if i else "template": t for i, t in enumerate(given)}
-        if not given:
-            raise UserError("templates is empty: give at least one template.")
         task = Task.inline(
-            [Template(source, name=name) for name, source in given.items()],
-            labels=as_words(self.words, labels),
-            multi_label=sets,
+            as_templates(self.templates), labels=as_words(self.words, labels), multi_label=sets
         )
         task.check(row)
         return task
@@ -382,21 +384,23 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise UserError(f"settings: {listed(twice)} is a parameter of its own; set it there.")
         return Settings.of(**own, **(self.settings or {}))
 
+    def _own(self, role: str) -> dict[str, Any]:
+        """The options of one role, by their names."""
+        options = self.options or {}
+        return {k.partition(".")[2]: v for k, v in options.items() if k.startswith(f"{role}.")}
+
     def _backbone(self) -> Backbone:
-        own = [key for key in self.options or {} if key.startswith("attention.")]
         return shared_backbone(
             self.model, device=self.device, dtype=self.dtype, max_length=self.max_length,
             positions=self.positions, attention=self.attention,
-            attention_options={k.partition(".")[2]: (self.options or {})[k] for k in own},
+            attention_options=self._own("attention"),
         )  # fmt: skip
 
     def _job_backend(self) -> JobBackend | None:
-        own = {
-            k.partition(".")[2]: v
-            for k, v in (self.options or {}).items()
-            if k.startswith("backend.")
-        }
-        return backend_class(self.backend).build(**own) if self.backend else None
+        if not self.backend:
+            return None
+        made: JobBackend = backend_class(self.backend).build(**self._own("backend"))
+        return made
 
     def _components(self) -> dict[str, Any]:
         names = {role: getattr(self, role) for role in _COMPONENTS}
@@ -426,7 +430,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _fitted(self) -> Classifier:
         if isinstance(self.classifier_, bytes):
-            self.classifier_ = self._unpacked(self.classifier_)
+            with tempfile.TemporaryDirectory() as folder:
+                unpacked(self.classifier_, folder)
+                self.classifier_ = self._read(folder)
         self.classifier_.forget()  # a service may predict for as long as it likes
         return self.classifier_
 
@@ -435,31 +441,16 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         state: dict[str, Any] = {**super().__getstate__()}
         state.pop("run_", None)
         if isinstance(state.get("classifier_"), Classifier):
-            state["classifier_"] = self._packed(state["classifier_"])
+            with _alone:
+                state["classifier_"] = packed(state["classifier_"])
         return state
 
-    def _packed(self, classifier: Classifier) -> bytes:
-        out = io.BytesIO()
-        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(out, "w") as archive:
-            home = Path(folder) / "artifact"
-            with _alone:
-                artifact.save(classifier, home)
-            for path in sorted(home.rglob("*")):
-                if path.is_file():
-                    archive.write(path, path.relative_to(home).as_posix())
-        return out.getvalue()
-
-    def _unpacked(self, packed: bytes) -> Classifier:
-        with tempfile.TemporaryDirectory() as folder:
-            with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-                archive.extractall(folder)
-            return self._read(folder)
-
     def _read(self, folder: str | Path) -> Classifier:
+        as_fitted = type(self)(**self._read_with)
         with _alone:
-            made = artifact.load(folder, backbone=self._backbone())
-            if self.exit_policy:
-                set_policy(made, self._components()["exit-policy"])
+            made = artifact.load(folder, backbone=as_fitted._backbone())
+            if name := as_fitted.exit_policy:
+                set_policy(made, build("exit-policy", name, **as_fitted._own("exit-policy")))
             return made
 
     def __sklearn_tags__(self) -> Any:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from promptforge.data import Example, Row, label_text
 from promptforge.errors import UserError, listed
 from promptforge.multilabel import MultiLabel
 from promptforge.task import Task
+from promptforge.template import Template
 
 
 def as_rows(given: Any, what: str = "X") -> list[Row]:
@@ -23,16 +23,16 @@ def as_rows(given: Any, what: str = "X") -> list[Row]:
     Raises:
         UserError: something else, or no rows.
     """
-    if isinstance(given, str | bytes | Mapping) or not hasattr(given, "__iter__"):
-        raise UserError(
-            f"{what} is one {type(given).__name__}: give a sequence of texts or of mappings."
-        )
     if hasattr(given, "notna") and hasattr(given, "columns"):  # pandas
         given = given.astype(object).where(given.notna(), None).to_dict("records")
     elif hasattr(given, "to_dicts"):  # polars
         given = given.to_dicts()
     elif hasattr(given, "to_pylist"):  # pyarrow
         given = given.to_pylist()
+    if isinstance(given, str | bytes | Mapping) or not hasattr(given, "__iter__"):
+        raise UserError(
+            f"{what} is one {type(given).__name__}: give a sequence of texts or of mappings."
+        )
     if isinstance(given, np.ndarray):
         if given.ndim != 1 and given.shape[1:] != (1,):
             raise UserError(
@@ -98,12 +98,13 @@ def as_sets(given: Any, names: Sequence[str] | None, what: str = "y") -> MultiLa
             )
         return None
     if names is None and hasattr(given, "columns"):
-        names = [str(name) for name in given.columns]
+        names = given.columns
     if names is None:
         raise UserError(
             f"{what} has several labels a row, and the template asks about each by its name: give labels, "
             "the names of its columns. Or tune a classifier for each: scikit-learn's OneVsRestClassifier."
         )
+    names = [str(name) for name in names]
     free = (s for s in (",", ";", "|", "\t") if not any(s in name for name in names))
     return MultiLabel(tuple(names), separator=next(free, "\n"))
 
@@ -167,13 +168,21 @@ def as_weights(given: Any, rows: int) -> NDArray[np.float64]:
     return weights
 
 
+def by_label(given: Any) -> Any:
+    """A pandas Series as the mapping it stands for, of its index to its values; else as it is."""
+    return given.to_dict() if hasattr(given, "to_dict") else given
+
+
 def as_words(
     given: Mapping[Any, str | Sequence[str]] | Sequence[str | Sequence[str]] | None,
     labels: Sequence[str],
 ) -> dict[str, list[str]]:
     """Label -> words, in the order of `labels`; each label's own name where none are given."""
+    given = by_label(given)
     if given is None:
         return {label: [label] for label in labels}
+    if isinstance(given, set | frozenset):
+        raise UserError("words is a set, which has no order: write {label: words}.")
     if isinstance(given, str):
         raise UserError(f"words is one text, {given!r}: write {{label: words}}.")
     if not isinstance(given, Mapping):
@@ -182,7 +191,7 @@ def as_words(
                 f"words has {len(given)} entries and y has {len(labels)} classes: give each its own."
             )
         given = dict(zip(labels, given, strict=True))
-    words = {written(k): [w] if isinstance(w, str) else list(w) for k, w in given.items()}
+    words = {written(k): _words(w) for k, w in given.items()}
     if strange := set(words) ^ set(labels):
         raise UserError(
             f"words and y do not have the same labels: {listed(sorted(strange))} is in one only. "
@@ -192,14 +201,29 @@ def as_words(
     return {label: words[label] for label in labels}
 
 
-def plain(value: Any) -> Any:
-    """As JSON can hold it; None for what it cannot."""
-    if isinstance(value, Mapping):
-        return {label_text(key) or "": plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    return value if isinstance(value, str | int | float | None) else None
+def _words(given: str | Iterable[str]) -> list[str]:
+    """The words of one label; those of a set are sorted, so that they are the same every time."""
+    if isinstance(given, str):
+        return [given]
+    return sorted(given) if isinstance(given, set | frozenset) else list(given)
+
+
+def as_templates(given: Any) -> list[Template]:
+    """The templates as the parameter has them: one, several, or a mapping of names to templates.
+
+    Raises:
+        UserError: none, or something else than texts.
+    """
+    if isinstance(given, str | Template):
+        given = [given]
+    if not isinstance(given, Mapping):
+        given = {f"template-{i + 1}" if i else "template": t for i, t in enumerate(given)}
+    if not given:
+        raise UserError("templates is empty: give at least one template.")
+    for name, source in given.items():
+        if not isinstance(source, str):
+            raise UserError(
+                f"templates: {name!r} is a {type(source).__name__}: give its text (of a Template, its "
+                "`source`)."
+            )
+    return [Template(source, name=name) for name, source in given.items()]

@@ -154,7 +154,7 @@ class PluginManager:
                 result = impl.function()
                 if result is not None and not isinstance(result, Mapping):
                     result = list(result)  # A generator does its work, and fails, here.
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self.report(impl.plugin_name, f"{hook} failed: {type(error).__name__}: {error}")
                 continue
             if result is not None:

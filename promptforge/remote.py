@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,12 +36,17 @@ def is_url(place: object) -> bool:
 
 
 def place(text: str | Path) -> str | Path:
-    """A URL as it is, everything else as a path."""
+    """A URL as it is, everything else as a path; "~" is the home folder."""
     if is_url(text):
         return str(text).rstrip("/")
     if str(text).startswith("file://"):
         return Path(unquote(urlsplit(str(text)).path))
-    return Path(text)
+    return expanded(text)
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with the home folder in place of "~"; "~x.csv", a file's name, stays what it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's own refuses the latter
 
 
 def exists(url: str | Path, name: str) -> bool:

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from promptforge.candidates import Candidates, most_frequent, texts_of, whole_words
+from promptforge.classifier import check_labels
 from promptforge.components import Component
 from promptforge.data import Example, Row
 from promptforge.errors import UserError
@@ -198,6 +199,7 @@ def search_verbalizer(
     lacking = [label for label in labels if not any(e.label == label for e in train)]
     if lacking:
         raise UserError(f"The label {lacking[0]!r} has no rows to learn words from.")
+    check_labels(train, labels, "The labelled rows")
     targets = torch.tensor([labels.index(e.label) for e in train])
     rows = [e.row for e in train]
     read = {p: model.read(p, rows, "Reading labelled rows") for p in model.task.patterns}
@@ -229,14 +231,15 @@ def search_verbalizer(
             p: {label: [w for w, _ in f.words[label]] for label in labels} for p, f in found.items()
         },
         scores={
-            p: {label: [s for _, s in f.words[label]] for label in labels} for p, f in found.items()
+            p: {label: [float(s) for _, s in f.words[label]] for label in labels}
+            for p, f in found.items()
         },
         alternatives={
             p: [words for words, _ in f.alternatives] for p, f in found.items() if f.alternatives
         },
         origin={
             "search": finder.name,
-            "options": finder.model_dump(),
+            "options": finder.model_dump(mode="json"),
             "joint": joint,
             "max_words": max_words,
             "model": model.backbone.name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
@@ -59,8 +60,21 @@ def _plain(value: Any) -> Any:
 
 
 def plain_lines(rows: Sequence[Row], columns: list[str], header: bool) -> str:
-    """The rows as JSON lines for anyone to read."""
-    return _lines(rows, columns, _plain)
+    """The rows as JSON lines for anyone to read; NaN and infinity, which JSON has not, are null."""
+    try:
+        return _lines(rows, columns, _plain, nan=False)
+    except ValueError:
+        return _lines([_finite(row) for row in rows], columns, _plain, nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """A value with None for each number in it that is none."""
+    value = _plain(value)
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def tagged_lines(rows: Sequence[Row], columns: list[str], header: bool) -> str:
@@ -68,8 +82,10 @@ def tagged_lines(rows: Sequence[Row], columns: list[str], header: bool) -> str:
     return _lines(rows, columns, _tagged)
 
 
-def _lines(rows: Sequence[Row], columns: list[str], default: Callable[[Any], Any]) -> str:
-    encode = json.JSONEncoder(ensure_ascii=False, default=default).encode
+def _lines(
+    rows: Sequence[Row], columns: list[str], default: Callable[[Any], Any], *, nan: bool = True
+) -> str:
+    encode = json.JSONEncoder(ensure_ascii=False, default=default, allow_nan=nan).encode
     return "".join(encode({c: row[c] for c in columns}) + "\n" for row in rows)
 
 

@@ -87,7 +87,7 @@ class Task:
             return read_task(path.parent)
         if path.is_dir():
             if not (path / TASK_FILE).is_file():
-                raise UserError(f"{path} is not a task folder: it has no {TASK_FILE}.")
+                raise _no_task(path)
             return read_task(path)
         folders = task_folders()
         if str(name) in folders:
@@ -102,26 +102,34 @@ class Task:
         cls,
         templates: Sequence[Template],
         *,
-        labels: Mapping[str, Sequence[str]] | Sequence[str],
+        labels: Mapping[str, str | Sequence[str]] | Sequence[str],
         label_column: str = "label",
         inputs: Sequence[str] | None = None,
         name: str = "task",
         multi_label: MultiLabel | None = None,
         generates: bool = False,
     ) -> Task:
-        """A task without a folder. Labels given without words have their own names as words."""
+        """A task without a folder. Labels given without words have their own names as words.
+
+        Raises:
+            UserError: two templates of one name, a name that cannot be a folder's.
+        """
+        from promptforge.task_file import check_name
+
+        check_name(name, "The task's name")
         words = labels if isinstance(labels, Mapping) else {label: [label] for label in labels}
         if inputs is None:
-            inputs = list(dict.fromkeys(c for t in templates for c in t.compiled.variables))
+            inputs = list(dict.fromkeys(c for t in templates for c in t.columns))
             inputs = [c for c in inputs if not (multi_label and c == LABEL)]
         patterns: dict[str, Pattern] = {}
         for template in templates:
+            check_name(template.name, "The template's name")
             if template.name in patterns:
                 raise UserError(f"Two templates are called {template.name!r}.")
             patterns[template.name] = Pattern(template.name, template)
         return cls(
             name,
-            {k: list(v) for k, v in words.items()},
+            _lists(words),
             patterns,
             tuple(inputs),
             label_column=label_column,
@@ -190,10 +198,25 @@ class Task:
                 )
         return replace(self, patterns={n: self.patterns[n] for n in names}) if names else self
 
-    def with_words(self, words: Mapping[str, Words]) -> Task:
-        """The task with other label words per pattern ("*": for all without their own)."""
+    def with_words(self, words: Mapping[str, Mapping[str, str | Sequence[str]]]) -> Task:
+        """The task with other label words per pattern ("*": for all without their own).
+
+        Words of patterns that the task does not have are left out where all that it has get some.
+
+        Raises:
+            UserError: words of a pattern that is not there, and a pattern that gets none.
+        """
+        known = list(self.patterns)
+        strange = [name for name in words if name not in known and name != "*"]
+        if strange and "*" not in words and not words.keys() >= set(known):
+            raise UserError(
+                f"words: the task {self.name!r} has no pattern {strange[0]!r}."
+                f"{did_you_mean(strange[0], known)} It has {listed(known)}: write "
+                "{pattern: {label: words}}, with '*' for all patterns."
+            )
+        own = {name: _lists(some) for name, some in words.items() if name in known or name == "*"}
         patterns = {
-            name: replace(p, words=words.get(name) or words.get("*") or p.words)
+            name: replace(p, words=own.get(name) or own.get("*") or p.words)
             for name, p in self.patterns.items()
         }
         return replace(self, patterns=patterns)
@@ -334,6 +357,11 @@ class Task:
         return read_rows(source, list(self.inputs), reader=reader)
 
 
+def _lists(words: Mapping[str, str | Sequence[str]]) -> Words:
+    """Label -> its words; one word may be given as a text."""
+    return {k: [some] if isinstance(some, str) else list(some) for k, some in words.items()}
+
+
 def task_from_data(
     source: str | Path,
     text_columns: Sequence[str],
@@ -356,6 +384,27 @@ def task_from_data(
         name=Path(str(source)).stem,
     )
     return task, found
+
+
+def _no_task(folder: Path) -> UserError:
+    """The error for a folder without a task, which says what to do with the runs in it."""
+    from promptforge.tuning.run import CONFIG, RunFolder, find_artifact
+
+    if find_artifact(folder) is not None:
+        return UserError(f"{folder} is a trained model, and a task is wanted here.")
+    run = RunFolder(folder)
+    if "strategy" not in (run.read(CONFIG) or {}):
+        inside = sorted(str(p) for p in folder.iterdir() if find_artifact(p) is not None)
+        which = f" It holds trained models: name one of {listed(inside)}." if inside else ""
+        return UserError(f"{folder} is not a task folder: it has no {TASK_FILE}.{which}")
+    if run.results is None:
+        return UserError(
+            f"The run in {folder} has not ended: go on with it by the same command and --resume."
+        )
+    members = [str(folder / "members" / name) for name in run.members()]
+    return UserError(
+        f"The run in {folder} has no one model, but one for each task: name {listed(members)}."
+    )
 
 
 def task_folders() -> dict[str, Path]:

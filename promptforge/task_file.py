@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from promptforge.errors import UserError, listed
 from promptforge.multilabel import LABEL, NO, YES, MultiLabel
 from promptforge.plugins import manager
+from promptforge.remote import expanded
 from promptforge.scale import Scale
 from promptforge.task import TASK_FILE, Pattern, Task
 from promptforge.template import Template
@@ -75,8 +76,10 @@ def read_task(folder: Path) -> Task:
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise UserError(f"{path}: {'; '.join(wrong[:5])}.") from None
+    check_name(parsed.name, f"{path}: name")
     _check_labels(path, parsed)
     for name, pattern in parsed.patterns.items():
+        check_name(name, f"{path}: patterns")
         strange = set(pattern.words or parsed.labels) ^ set(parsed.labels)
         if strange:
             raise UserError(
@@ -117,12 +120,26 @@ def read_task(folder: Path) -> Task:
         kind=parsed.kind,
         description=parsed.description,
         values=parsed.columns.values,
-        data={split: str(folder / file) for split, file in parsed.data.items()},
+        data={split: _table(folder, table) for split, table in parsed.data.items()},
         folder=folder,
         scale=scale,
         multi_label=multi_label,
         generates=parsed.generate is not None,
     )
+
+
+def check_name(name: str, where: str) -> None:
+    """Raise a `UserError` where a task's or a pattern's name is none for the folders of its runs."""
+    if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
+        raise UserError(
+            f"{where}: {name!r} is also the name of a folder in a run's, so it cannot be empty, '.' or "
+            "'..', and has no slash or backslash. Choose another."
+        )
+
+
+def _table(folder: Path, table: str) -> str:
+    """A table of [data]: beside the task file, unless it is no path (hf:NAME, s3://...)."""
+    return table if table.startswith("hf:") or "://" in table else str(folder / expanded(table))
 
 
 def write_task(task: Task, folder: Path) -> None:

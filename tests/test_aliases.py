@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import Field
 
 from promptforge import UserError
 from promptforge.hookspecs import hookimpl
@@ -87,3 +88,18 @@ def test_the_alias_on_the_command_line_is_recorded_as_the_name(
     assert run.name.endswith("-prompt-prompt-tuning-13")  # strategy, method and seed
     config = json.loads((run / "config.json").read_text())
     assert config["method"]["name"] == "prompt-tuning"
+
+
+def test_an_option_with_a_pydantic_alias_is_kept_and_made_again() -> None:
+    from promptforge.components import parse_options
+    from promptforge.plugins import component
+
+    class Penalised(component("method", "all")):  # type: ignore[misc]
+        name = "penalised"
+        lambda_: float = Field(0.1, alias="lambda")
+
+    made = Penalised.build(**{"lambda": 0.3})
+    assert made.lambda_ == 0.3
+    assert Penalised.build(**made.model_dump(mode="json")) == made
+    given = parse_options(["lambda_=0.3"], {"method": Penalised})
+    assert Penalised.build(**given["method"]) == made

@@ -13,6 +13,9 @@ import pytest
 Command = Callable[..., Any]
 Folder = Callable[[str], Path]
 IT_WAS = "{{ text }} It was {{ mask }}"
+NAMED = (
+    'name = "{}"\n[columns]\ninputs = ["text"]\n[labels]\na = ["b"]\nc = ["d"]\n[patterns."{}"]\n'
+)
 GOOD = "text,label\ngreat fun,pos\ndull,neg\nfine,pos\nbad,neg\n"
 
 
@@ -185,6 +188,8 @@ def test_templates(fails: Callable[..., str], name: str) -> None:
         ('name = "t"\n[columns]\ninputs = ["a"]\n[labels]\na = ["b"]', "labels"),
         ('name = "t"\n[columns]\ninputs = "a"\n[labels]\na = ["b"]\nc = ["d"]', "columns.inputs"),
         ('name = "t"\ncolour = 3', "colour"),
+        (NAMED.format("../../up", "p"), "name: '../../up' is also the name of a folder"),
+        (NAMED.format("t", "a/b"), "patterns: 'a/b' is also the name of a folder"),
     ],
 )
 def test_task_files(fails: Callable[..., str], toml: str, expected: str) -> None:

@@ -81,6 +81,9 @@ def test_cells_are_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert again.to_json() == first.to_json()
     with pytest.raises(UserError, match="test rows"):
         compare(task, task.examples("train"), ["prompt"], backbone=backbone, test=[])
+    for wrong in ({"seeds": (1, 1)}, {"label_cost": {"finetune": [0]}}):
+        with pytest.raises(UserError, match=r"seeds=|label_cost"):
+            compare(task, task.examples("train"), ["prompt"], **{**options, **wrong})
 
 
 def test_command(command: Command, tiny_model: Folder, reviews: Path, tmp_path: Path) -> None:
@@ -96,6 +99,10 @@ def test_command(command: Command, tiny_model: Folder, reviews: Path, tmp_path: 
     assert "zero-shot" in shown and "majority" in shown
     wrong = command(*base, "--strategy", "prompt", "--seeds", "a")
     assert wrong.code == 2 and "whole numbers" in wrong.err
+    wrong = command(*base, "--strategy", "prompt", "--seeds", "13,21,13")
+    assert wrong.code == 2 and "--seeds '13,21,13' has 13 twice" in wrong.err
+    wrong = command(*base, "--strategy", "prompt", "--label-cost", "0,2")
+    assert wrong.code == 2 and "--label-cost '0,2' has 0: the least is 1" in wrong.err
 
 
 def test_numbers_and_label_sets_are_compared_by_their_own_figures(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from promptforge.data import Example, choose_reader, examples, iter_rows, read_r
 from promptforge.errors import PromptForgeError, UserError
 from promptforge.plugins import manager
 from promptforge.progress import Reporter
+from promptforge.task import Task
 
 
 def put(folder: Path, name: str, content: str | bytes) -> str:
@@ -178,6 +180,13 @@ def test_says_what_is_wrong(tmp_path: Path, name: str, content: str | bytes, exp
     assert expected in wrong(put(tmp_path, name, content))
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes in folders")
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_a_pipe_is_refused(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)  # commands look at the first row, then read all of them
+    assert "not a regular file" in wrong(str(tmp_path / name))
+
+
 def test_truncated_parquet(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -239,6 +248,15 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         read_rows("hf:SetFit/sst2")
     with pytest.raises(UserError, match="hf:owner/name"):
         read_rows("hf:a/b/c/d")
+
+
+def test_a_task_names_tables_that_are_no_paths(tmp_path: Path) -> None:
+    toml = 'name = "my task, 2.0"\n[columns]\ninputs = ["text"]\n[labels]\na = ["a"]\nb = ["b"]\n[data]\n'
+    tables = {"train": "hf:imdb:train", "dev": "s3://rows/dev.csv", "test": "test.csv"}
+    toml += "\n".join(f'{split} = "{table}"' for split, table in tables.items())
+    put(tmp_path, "task.toml", toml)
+    put(tmp_path, "p.jinja", "{{ text }} {{ mask }}")
+    assert Task.load(tmp_path).data == {**tables, "test": str(tmp_path / "test.csv")}
 
 
 def test_the_hub_offline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +22,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import Field
 
-from promptforge import DemonstrationSelector, PromptForgeError, PromptModel, Task, UserError
+from promptforge import (
+    DemonstrationSelector,
+    PromptForgeError,
+    PromptModel,
+    Task,
+    Template,
+    UserError,
+    artifact,
+)
 from promptforge.data import Example
 from promptforge.embeddings import SentenceEncoder
 from promptforge.plugins import build
@@ -321,6 +331,21 @@ def test_a_prompt_model_shows_them(name: str) -> None:
     assert len(shown) >= 2
     assert [prompt.count(e.row["text"]) for e in shown] == [1] * len(shown)
     assert prompt.count(row["text"]) == 1
+
+
+def test_saved_demonstrations_give_the_same_prompts(tmp_path: Path) -> None:
+    """Also of values that JSON does not know, whatever a template does with them."""
+    template = "{{ text }} ({{ seen.year }}, {{ at }}, {{ '%.1f' % paid }}, {{ raw }}) {{ mask }}"
+    more = {"seen": date(2024, 1, 31), "at": datetime(2024, 1, 31, 12), "paid": Decimal("7.25"), "raw": b"x", "no": None}  # fmt: skip
+    examples = [Example({**e.row, **more}, e.label, e.number) for e in pool(6)]
+    labels = {"y": ["good"], "x": ["bad"], "z": ["fine"]}
+    task = Task.inline([Template(template)], labels=labels, inputs=["text"])
+    model = PromptModel(tiny.backbone("bert"), task, demonstrations=fitted("random", examples))
+    artifact.save(model, tmp_path / "saved")
+    again: Any = artifact.load(tmp_path / "saved", backbone=model.backbone)
+    row = {"text": "row 99", **more}
+    assert "(2024, 2024-01-31 12:00:00, 7.2, b'x')" in str(again.prompt("template", row))
+    assert str(again.prompt("template", row)) == str(model.prompt("template", row))
 
 
 # --- sentence embeddings -------------------------------------------------------------------

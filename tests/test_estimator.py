@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 from collections.abc import Callable
@@ -88,7 +89,39 @@ def test_a_missing_value_is_not_the_text_nan(make: Make) -> None:
     table = pd.DataFrame({"a": TEXTS, "b": [None, np.nan] * 6})
     with pytest.raises(UserError, match="a value is missing"):
         make(templates="{{ a }} {{ b }} {{ mask }}").fit(table, NAMES)
-    make(templates="{{ a }} {{ b or '' }} {{ mask }}", words=WORDS).fit(table, NAMES)
+    parameters = {"templates": "{{ a }} {{ b or '' }} {{ mask }}", "words": WORDS}
+    make(**parameters).fit(table, NAMES)
+    # A head reads whole rows: one without a value is as one without the column.
+    both = make(strategy="finetune", **parameters).fit(table, NAMES)
+    texts = both.classifier_.texts.encode([{"a": "good", "b": v} for v in (None, np.nan, "fun")])
+    ids = [e.ids for e in texts]
+    one = make(templates="{{ a }} {{ mask }}", strategy="finetune").fit(table, NAMES)
+    assert ids[0] == ids[1] == one.classifier_.texts.encode([{"a": "good"}])[0].ids != ids[2]
+
+
+@pytest.mark.parametrize(
+    ("template", "more"),
+    [
+        ("{% for demo in demos %}{{ demo.prompt }} {% endfor %}{{ text }} {{ mask }}",
+         {"demonstrations": "random"}),
+        ("{{ text }} {{ labels | join(' or ') }}? {{ words['pos'][0] }} {{ mask }}", {}),
+        ("{{ row['the text'] }} {{ row.text }} {{ mask }}", {}),
+    ],
+    ids=["demos", "labels", "row"],
+)  # fmt: skip
+def test_words_of_the_template_language_are_no_columns(
+    make: Make, template: str, more: Any
+) -> None:
+    table = pd.DataFrame({"text": TEXTS, "the text": TEXTS})
+    fitted = make(templates=template, words=WORDS, **more).fit(table, NAMES)
+    assert set(fitted.task_["inputs"]) <= set(table)
+    assert len(fitted.predict(table)) == len(TEXTS)
+
+
+def test_words_keep_to_their_labels(make: Make) -> None:
+    """Those of a pandas Series by its index, in whatever order it has them."""
+    fitted = make(words=pd.Series({"pos": "good", "neg": "bad"})).fit(TEXTS, NAMES)
+    assert fitted.task_["labels"] == {"neg": ["bad"], "pos": ["good"]}
 
 
 # --- weights, splits, seeds ---------------------------------------------------------------
@@ -184,6 +217,34 @@ def test_saved_labels_keep_their_kind(make: Make, tmp_path: Path) -> None:
     assert loaded.classes_.dtype == bool
     assert np.array_equal(loaded.predict(TEXTS), fitted.predict(TEXTS))
     clone(loaded).fit(TEXTS, y)
+
+
+def test_parameters_are_kept_or_refused(make: Make, tmp_path: Path) -> None:
+    parameters = {"words": pd.Series({"pos": {"good", "fun"}, "neg": ["bad"]}),
+                  "class_weight": pd.Series({"pos": 2.0})}  # fmt: skip
+    fitted = make(**parameters).fit(TEXTS, NAMES)
+    fitted.save(tmp_path / "saved")
+    loaded = PromptClassifier.load(tmp_path / "saved")
+    assert loaded.words == {"pos": ["fun", "good"], "neg": ["bad"]}
+    assert np.array_equal(
+        loaded.fit(TEXTS, NAMES).predict_proba(TEXTS), fitted.predict_proba(TEXTS)
+    )
+    with pytest.raises(UserError, match="The parameter options holds a object"):
+        fitted.set_params(options={"strategy.alpha": object()}).save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_is_set_after_fit_is_for_the_next_fit(make: Make, tmp_path: Path) -> None:
+    fitted = make(words=WORDS, exits="two-stage", options={"exits.steps": 2}).fit(TEXTS, NAMES)
+    expected = fitted.predict_proba(TEXTS)
+    later = {"model": "gone", "max_length": 7, "exit_policy": "confidence",
+             "options": {"exits.steps": 2, "exit-policy.threshold": 0.5}}  # fmt: skip
+    fitted.set_params(**later)
+    fitted.save(tmp_path / "saved")
+    loaded = PromptClassifier.load(tmp_path / "saved")
+    for same in (fitted, loaded, copy.deepcopy(fitted), pickle.loads(pickle.dumps(loaded))):
+        assert np.array_equal(same.predict_proba(TEXTS), expected)
+        assert {name: same.get_params()[name] for name in later} == later
 
 
 def test_nothing_but_plain_values_is_unpickled(make: Make) -> None:
@@ -383,3 +444,9 @@ def test_several_labels_a_row(make: Make) -> None:
     assert [p.shape for p in several.predict_proba(TEXTS)] == [(12, 2)] * 2
     classes = OneVsRestClassifier(asked).fit(TEXTS, ["x", "y", "z"] * 4)
     assert np.mean(classes.predict(TEXTS) == ["x", "y", "z"] * 4) > 0.9
+
+
+def test_an_arrow_table_is_a_table(make: Make) -> None:
+    arrow = pytest.importorskip("pyarrow").table({"text": TEXTS})
+    fitted = make(words=WORDS).fit(arrow, NAMES)
+    assert np.array_equal(fitted.predict_proba(arrow), fitted.predict_proba(TEXTS))

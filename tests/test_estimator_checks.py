@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from estimating import NAMES, TEXTS, WORDS, Make, maker
 from sklearn.base import clone
@@ -16,7 +17,7 @@ from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.utils import estimator_checks as checks
 from sklearn.utils.validation import validate_data
 
-from promptforge import PromptClassifier, UserError
+from promptforge import PromptClassifier, Template, UserError
 from promptforge.errors import PromptForgeError
 
 #: They look at parameters and tags only.
@@ -121,6 +122,7 @@ def test_no_check_is_forgotten(make: Make) -> None:
         (["x", None], ["a", "b"], "X: row 1 is NoneType"),
         (np.array([["x", "y"]] * 2), ["a", "b"], "X has the shape (2, 2)"),
         ([{"title": "x"}] * 2, ["a", "b"], "'text'"),
+        (pd.DataFrame([["x"], ["y"]]), ["a", "b"], "Columns: 0."),
         ([{"text": "x"}, {"title": "x"}], ["a", "b"], "X: row 1 has no column 'text'. It has 'title'."),
         (TEXTS, NAMES[:-1], "X has 12 rows and y has 11"),
         (TEXTS, None, "the target y is None"),
@@ -165,7 +167,9 @@ def test_wrong_things_beside_them(make: Make, given: Any, message: str) -> None:
         ({"words": {"pos": "good", "mixed": "so"}}, "do not have the same labels: 'mixed', 'neg'"),
         ({"words": ["good"]}, "words has 1 entries and y has 2 classes"),
         ({"words": "good"}, "words is one text"),
+        ({"words": {"good", "bad"}}, "words is a set, which has no order"),
         ({"templates": []}, "templates is empty"),
+        ({"templates": [Template("{{ text }} {{ mask }}")]}, "templates: 'template' is a Template: give its text"),
         ({"templates": "{{ text }}"}, "mask"),
         ({"templates": "{{ texts }} {{ mask }}"}, "'texts'"),
         ({"options": {"repetitions": 2}}, "options: 'repetitions': write role.option"),

@@ -333,6 +333,8 @@ def test_mistakes(
         (("evaluate", reviews, "--exit-policy", "layer"), "--exits joint"),
         (("exit-curve", "nothing", "--data", data), "no trained model"),
         (("exit-curve", "run", "--data", data, "--policies", "sure"), "no exit-policy called"),
+        (("exit-curve", "run", "--data", "absent.csv", "--plot", "nodir/x.svg"), "no folder nodir"),
+        (("exit-curve", "run", "--data", "absent.csv", "--plot", "x.doc"), "from the ending"),
         (("train", reviews, "--strategy", "pet", "--exits", "joint", "--model", tiny_model("bert"),
           "--unlabeled", data, "--run", "other"), "two-stage"),
     ):  # fmt: skip

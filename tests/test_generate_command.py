@@ -59,6 +59,9 @@ def test_the_path_from_a_table_to_texts(
     assert figures["tuned"]["equals"]["perplexity"] > 1
     measured = command("evaluate", run, "--data", tables / "dev.csv", "--json").json["equals"]
     assert measured == pytest.approx(figures["tuned"]["equals"], abs=1e-4)
+    other = table(Path("o.csv"), [{"table": r["table"], "said": r["text"]} for r in ROWS[2:]])
+    again = command("evaluate", run, "--data", other, "--label-column", "said", "--json").json
+    assert again["equals"] == pytest.approx(measured)
     listed = command("runs", "--json").json
     assert (listed[0]["figure"], listed[0]["strategy"]) == ("bleu", "generate")
     assert "BLEU" in command("runs").out

@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from promptforge import PromptModel, Task, UserError, load_model, sample_shots, search_verbalizer
+from promptforge import (
+    PromptModel,
+    Settings,
+    Task,
+    UserError,
+    load_model,
+    sample_shots,
+    search_verbalizer,
+    train,
+)
 from promptforge.classifier import ENSEMBLE
 from promptforge.data import Example
 from promptforge.plugins import build
@@ -304,7 +313,63 @@ def test_label_words_that_do_not_fit_the_model() -> None:
     task = Task.inline([template], labels={"x": ["good"], "y": ["bad"]})
     with pytest.raises(UserError, match="no rows"):
         PromptModel(backbone, task).predict([])
+    with pytest.raises(UserError, match="Row 1 is str: give a sequence of mappings"):
+        PromptModel(backbone, task).predict(["a"])  # type: ignore[list-item]
+    with pytest.raises(UserError, match=r"no pattern 'x'\. It has 'p': write \{pattern: "):
+        PromptModel(backbone, task, words={"x": {"x": ["good"], "y": ["dull"]}})
     with pytest.raises(UserError, match="verbalizer file is for the labels 'a', 'b'"):
         PromptModel(
             backbone, task, words=LabelWords(["a", "b"], {"*": {"a": ["good"], "b": ["bad"]}})
         )
+
+
+def test_words_are_lists_or_one_text_and_of_patterns_that_are_there() -> None:
+    templates = [Template("{{ text }} It was {{ mask }}", name=name) for name in "pq"]
+    task = Task.inline(templates, labels={"x": "good", "y": ("bad", "dull")})
+    assert task.labels == {"x": ["good"], "y": ["bad", "dull"]}
+    new = {"x": "fun", "y": "boring"}
+    lists = {"x": ["fun"], "y": ["boring"]}
+    some = task.with_words({"q": new})
+    assert (some.words_for("p"), some.words_for("q")) == (task.labels, lists)
+    # Words that were found for more patterns than are chosen are no mistake.
+    assert task.choose(["q"]).with_words({"p": task.labels, "q": new}).words_for("q") == lists
+    assert task.with_words({"*": new, "gone": new}).words_for("p") == lists
+    with pytest.raises(UserError, match="has no pattern 'g'"):
+        task.with_words({"p": new, "g": new})
+
+
+def test_training_refuses_what_it_cannot_learn_from() -> None:
+    templates = [Template("{{ text }} It was {{ mask }}", name="p")]
+    task = Task.inline(templates, labels={"x": ["good"], "y": ["bad"]})
+    rows = [Example({"text": t}, "xy"[i % 2], i + 1) for i, t in enumerate(tiny.corpus()[:4])]
+    wrong = [Example({"text": "so so"}, "z", 9)]
+    backbone = tiny.backbone("bert")
+    for name, given in [
+        ("training", {"train": [*rows, *wrong]}),
+        ("dev", {"train": rows, "dev": wrong}),
+        ("test", {"train": rows, "test": wrong}),
+    ]:
+        with pytest.raises(UserError, match=f"The {name} rows: row 9: the label 'z' is not one"):
+            train(task, backbone=backbone, **given)
+    with pytest.raises(UserError, match="measure on: row 9: the label 'z'"):
+        PromptModel(backbone, task).evaluate(wrong)
+    with pytest.raises(UserError, match="labelled rows: row 9: the label 'z'"):
+        search_verbalizer(PromptModel(backbone, task), [*rows, *wrong])
+    with pytest.raises(UserError, match="row_weights has 2 weights, and there are 4"):
+        train(task, rows, backbone=backbone, row_weights=[1.0, 2.0])
+    with pytest.raises(UserError, match="row_weights are of all rows, and shots draws some"):
+        train(task, rows, backbone=backbone, row_weights=[1.0] * 4, shots=1)
+
+
+def test_a_selector_given_to_two_trainings_is_shared_by_neither() -> None:
+    templates = [Template("{{ text }} It was {{ mask }}", name="p")]
+    task = Task.inline(templates, labels={"x": ["good"], "y": ["bad"]})
+    rows = [Example({"text": t}, "xy"[i % 2], i + 1) for i, t in enumerate(tiny.corpus()[:8])]
+    selector = build("demonstrations", "random")
+    options: Any = {"backbone": tiny.backbone("bert"), "settings": Settings(steps=1)}
+    models = [
+        train(task, part, demonstrations=selector, **options).classifier
+        for part in (rows[:4], rows[4:])
+    ]
+    assert [m.demonstrations.fitted_on for m in models] == [rows[:4], rows[4:]]  # type: ignore[attr-defined]
+    assert selector.fitted_on == ()

@@ -290,6 +290,9 @@ def test_what_wants_one_label_is_refused() -> None:
     single = [Example({"text": "x"}, "price", 1)]
     with pytest.raises(UserError, match=r"Example\.labels"):
         train(task(), single, backbone=backbone)
+    strange = replace(rows[1], labels=("prize",))
+    with pytest.raises(UserError, match=r"dev rows: row 2: the label 'prize' is not .* 'price'"):
+        train(task(), rows, backbone=backbone, dev=[strange])
 
 
 # --- scikit-learn --------------------------------------------------------------------------
@@ -312,6 +315,8 @@ def test_the_estimator_takes_an_indicator(tiny_model: Folder, tmp_path: Path) ->
     assert np.array_equal(again.predict(texts), found)
     made.save(tmp_path / "kept")
     assert np.array_equal(PromptClassifier.load(tmp_path / "kept").predict(texts), found)
+    made.set_params(labels=[1, 2, 3], steps=1).fit(texts, truth.astype(int))
+    assert made.classes_.tolist() == ["1", "2", "3"]
     # A table names its columns; a share of the rows chooses the threshold.
     made.set_params(labels=None, dev_share=0.25, steps=2)
     made.fit(texts, pd.DataFrame(truth, columns=list(LABELS)))

@@ -15,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -227,6 +228,15 @@ def test_rows_need_the_same_columns(tmp_path: Path) -> None:
 def test_half_a_surrogate_pair(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="surrogate"), RowWriter(tmp_path / "a.csv", "p") as out:
         out.write([{"text": "\ud800"}])
+
+
+def test_json_lines_have_no_nan(tmp_path: Path) -> None:
+    nan = float("nan")
+    write(
+        tmp_path / "a.jsonl", [{"a": nan, "b": [1.5, {"c": -float("inf")}], "d": np.array([nan])}]
+    )
+    text = (tmp_path / "a.jsonl").read_text(encoding="utf-8")
+    assert text == '{"a": null, "b": [1.5, {"c": null}], "d": [null]}\n'
 
 
 @pytest.mark.parametrize(("format", "expected"), [(None, "a,b\n1,\n"), ("jsonl", '{"a": 1, "b"')])

@@ -55,6 +55,10 @@ FAULTY = {
         "@hookimpl\ndef promptforge_verbalizers(): raise RuntimeError('no luck')",
         "promptforge_verbalizers failed: RuntimeError: no luck",
     ),
+    "exits": (
+        "@hookimpl\ndef promptforge_verbalizers(): raise SystemExit(3)",
+        "promptforge_verbalizers failed: SystemExit: 3",
+    ),
     "raises-late": (
         "@hookimpl\ndef promptforge_template_filters():\n    yield 1\n    1 / 0",
         "promptforge_template_filters failed: ZeroDivisionError",

@@ -1,16 +1,22 @@
-"""`promptforge runs list`: figures of every kind of run, and damaged files."""
+"""`promptforge runs list`, and a run in place of TASK: what a command takes from it, and what not."""
 
 from __future__ import annotations
 
+import csv
+import errno
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from test_scale import folder as stars_folder
+
+from promptforge import UserError
+from promptforge.data import read_rows
 
 Command = Callable[..., Any]
 Folder = Callable[[str], Path]
@@ -74,3 +80,214 @@ def test_numbers_and_mixtures_have_figures(
     different = command("runs", "diff", "runs/a-stars", "runs/b-mixed", "--json").json
     assert different["test pearson"] == [pearson, None]
     assert different["test mean of 2 tasks"] == [None, two["test"]]
+
+
+# --- the folder -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def options(tiny_model: Folder, reviews: Path) -> tuple[Any, ...]:
+    return ("train", reviews, "--model", tiny_model("bert"), "--steps", 3, "--pattern", "it-was",
+            "--run", "run")  # fmt: skip
+
+
+@pytest.mark.parametrize("tracker", [(), ("tensorboard",)])
+def test_a_mistake_leaves_the_folder_free(
+    command: Command,
+    options: Sequence[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tracker: Sequence[str],
+) -> None:
+    """Where nothing was trained yet there is nothing to go on with."""
+    if tracker:
+        pytest.importorskip("tensorboard")
+    args = (*options, *(part for name in tracker for part in ("--tracker", name)))
+
+    def wrong(*_: Any) -> None:
+        raise UserError("The task and the model do not fit.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("promptforge.tuning.tuner.Tuner.member", wrong)
+        assert "do not fit" in error(command(*args))
+        assert not Path("run").exists()
+        Path("run").mkdir()
+        Path("run/.mine").touch()
+        assert "do not fit" in error(command(*args))
+        assert {p.name for p in Path("run").iterdir()} <= {".mine", ".lock"}
+    assert command(*args, "--steps", 2).code == 0
+    with monkeypatch.context() as patch:  # what is there is kept, whatever happens later
+        patch.setattr("promptforge.tuning.tuner.Tuner.member", wrong)
+        assert "do not fit" in error(command(*args, "--steps", 2, "--resume"))
+    assert command(*args, "--steps", 2, "--resume").code == 0
+
+
+def test_a_folder_that_may_not_be_written_to(
+    command: Command, options: Sequence[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before the model is loaded, and without a model's or PromptForge's fault in it."""
+    Path("taken").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr("promptforge.backbone.load_model", None)
+        assert "taken is a file, so taken/run cannot be made" in error(
+            command(*options[:-1], "taken/run")
+        )
+        patch.setattr("os.access", lambda *_: False)
+        assert "may not be written to: permission denied" in error(
+            command(*options[:-1], "new/run")
+        )
+        compared = ("compare", *options[1:-2], "--strategy", "prompt", "--folder", "new")
+        assert "with --folder" in error(command(*compared))
+
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    assert "run may not be written to: Permission denied" in error(command(*options))
+
+
+def test_a_model_s_folder_is_found_from_elsewhere(
+    command: Command, options: Sequence[Any], tiny_model: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_model("bert"), "bert")
+    args = [*options[:-1], "mine", "--model", "./bert", "--steps", 1]
+    assert command(*args).code == 0
+    config = Path("mine/config.json")
+    assert json.loads(config.read_text(encoding="utf-8"))["model"]["name"] == str(
+        Path("bert").resolve()
+    )
+    text = config.read_text(encoding="utf-8").replace(str(Path("bert").resolve()), "./bert")
+    config.write_text(text, encoding="utf-8")  # as earlier versions wrote it
+    assert command(*args, "--resume").code == 0
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert command("evaluate", "../mine", "--data", "../reviews/dev.csv").code == 0
+
+
+def test_home_in_paths(
+    command: Command, options: Sequence[Any], reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path("home").absolute()
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    shutil.copy(reviews / "train.csv", home)
+    task = reviews / "task.toml"
+    text = task.read_text(encoding="utf-8").replace('"dev.csv"', '"~/train.csv"')
+    task.write_text(text, encoding="utf-8")
+    Path("forge.toml").write_text('[train]\nrun = "~/x"\ndata = "~/train.csv"\nsteps = 1', "utf-8")
+    assert command(*options[:-2]).code == 0
+    assert (home / "x" / "results.json").is_file() and not Path("~").exists()
+    shutil.copy(reviews / "train.csv", "~plain.csv")
+    assert len(read_rows("~plain.csv")) == len(read_rows("~/train.csv"))
+
+
+def test_labels_without_words_are_not_compared_with_prompts(
+    command: Command, options: Sequence[Any], reviews: Path
+) -> None:
+    task = reviews / "task.toml"
+    text = task.read_text(encoding="utf-8")
+    task.write_text(re.sub(r"(?m)^(negative|positive) = .*$", r"\1 = []", text), encoding="utf-8")
+    ran = command(*options, "--strategy", "finetune", "--steps", 1, "--json")
+    assert list(ran.json["results"]["test"]) == ["tuned"]
+    assert "No zero-shot figures" in ran.err and "'negative', 'positive' has no" in ran.err
+    assert "no words" in error(command(*options[:-1], "other"))
+
+
+# --- a run in place of TASK ------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(command: Command, tiny_model: Folder, reviews: Path) -> tuple[Any, ...]:
+    """The folder `run`, as TASK, and test rows that have a second column of labels, `gold`."""
+    ran = command("train", reviews, "--model", tiny_model("bert"), "--steps", 1, "--shots", 2,
+                  "--pattern", "it-was", "--run", "run", "--no-compare-untrained")  # fmt: skip
+    assert ran.code == 0, ran.err
+    with (reviews / "test.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    other = {"positive": "negative", "negative": "positive"}
+    with Path("data.csv").open("w", encoding="utf-8", newline="") as file:
+        out = csv.DictWriter(file, ["text", "label", "gold"])
+        out.writeheader()
+        out.writerows({**row, "gold": other[row["label"]]} for row in rows)
+    return ("run", "--data", "data.csv")
+
+
+def error(ran: Any) -> str:
+    assert ran.code == 2 and ran.out == "" and "Traceback" not in ran.err, ran.err
+    return " ".join(ran.err.replace("│", " ").split())
+
+
+def test_options_that_a_run_takes(command: Command, run: tuple[Any, ...]) -> None:
+    plain = command("evaluate", *run, "--json").json["it-was"]["accuracy"]
+    turned = command("evaluate", *run, "--label-column", "gold", "--json").json["it-was"]
+    assert turned["accuracy"] == pytest.approx(1 - plain)
+    assert "'nothing'" in error(command("evaluate", *run, "--label-column", "nothing"))
+    cut = command("predict", *run, "--max-length", 16)
+    assert cut.code == 0 and "rows were cut to fit 16 tokens" in " ".join(cut.err.split())
+    assert "takes at most" in error(command("predict", *run, "--max-length", 5000))
+
+
+def test_what_is_fixed_is_refused_where_it_is_typed(command: Command, run: tuple[Any, ...]) -> None:
+    for option, value in (("--family", "causal"), ("--ask", "mask"), ("--revision", "main"),
+                          ("--unlabeled", "x.csv"), ("--text-column", "text"), ("--model", "x")):  # fmt: skip
+        assert f"{option} cannot be changed" in error(command("predict", *run, option, value))
+    # What a file says of tasks is no mistake.
+    Path("forge.toml").write_text('[predict]\nmodel = "x"\nsamples = 3\n', encoding="utf-8")
+    assert command("predict", *run).code == 0
+
+
+def test_fill_and_render_show_the_tuned_model(command: Command, run: tuple[Any, ...]) -> None:
+    given = ("run", "--set", "text=Fun", "--json")
+    tuned = command("fill", *given).json["it-was"]
+    assert tuned == command("fill", "run/artifact", *given[1:]).json["it-was"]
+    untuned = command("fill", "reviews", "--pattern", "it-was", "--model", "minilm-mlm", *given[1:])
+    assert untuned.code != 0 or untuned.json["it-was"] != tuned
+    (made,) = command("render", *given).json
+    assert made["tokens"][0] == "[CLS]" and "mask" in [p["part"] for p in made["parts"]]
+    (bare,) = command("render", *given, "--no-tokens").json
+    assert bare["parts"] == made["parts"] and "tokens" not in bare
+    assert "give --set text=VALUE" in error(command("fill", "run"))
+
+
+def test_what_takes_a_task_refuses_a_run(command: Command, run: tuple[Any, ...]) -> None:
+    for name in ("compare", "search-verbalizer", "search-template"):
+        more = ("--strategy", "prompt") if name == "compare" else ()
+        told = error(command(name, *run, *more))
+        assert f"{name} takes a task" in told and "run as its --model" in told
+    assert "--init-from run" in error(command("train", *run))
+
+
+def test_a_resume_by_another_model_is_refused(
+    command: Command, run: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from promptforge.output import RowWriter
+
+    write = RowWriter.write
+
+    def stops(self: RowWriter, rows: Any) -> None:
+        if self.rows:
+            raise KeyboardInterrupt
+        write(self, rows)
+
+    base = ("predict", *run, "--chunk", 10, "-O", "out.csv")
+    with monkeypatch.context() as patch:
+        patch.setattr(RowWriter, "write", stops)
+        assert command(*base).code != 0
+    file = Path("run/artifact/artifact.json")
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace('"samples": 1', '"samples":  1'), encoding="utf-8")
+    assert "other input or options" in error(command(*base, "--resume"))
+    file.write_text(text, encoding="utf-8")
+    assert command(*base, "--resume").code == 0
+    assert Path("out.csv").read_text(encoding="utf-8").count("\n") == 41
+
+
+def test_folders_without_a_model_say_what_to_name(command: Command, run: tuple[Any, ...]) -> None:
+    Path("seeds").mkdir()
+    shutil.copytree("run", "seeds/one")
+    assert "name one of 'seeds/one'" in error(command("predict", "seeds", *run[1:]))
+    shutil.rmtree("run/artifact")
+    told = error(command("predict", *run))
+    assert "name 'run/members/it-was'" in told  # as in a run of several tasks
+    Path("run/results.json").unlink()
+    assert "has not ended" in error(command("predict", *run))

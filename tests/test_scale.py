@@ -55,6 +55,13 @@ def examples(numbers: list[float], scale: Scale) -> list[Example]:
     ]
 
 
+def test_numbers_that_are_all_equal(tmp_path: Path) -> None:
+    table = tmp_path / "rows.csv"
+    table.write_text("text,score\na film,3\na book,3\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"every row has the value '3'.*Add rows with other values"):
+        task(Scale(1, 5)).examples(table)
+
+
 # --- the formula ---------------------------------------------------------------------------
 
 
@@ -204,6 +211,8 @@ def test_what_counts_right_labels_is_refused() -> None:
         search_verbalizer(PromptModel(backbone, task(scale)), rows)
     with pytest.raises(UserError, match="strategy 'pet'"):
         train(task(scale), rows, backbone=backbone, strategy="pet", unlabeled=[rows[0].row])
+    with pytest.raises(UserError, match=r"training rows: row 2 has no number.*Example\.value"):
+        train(task(scale), [rows[0], replace(rows[1], value=None)], backbone=backbone)
     long = replace(task(scale), labels={"poor": ["xylophonically"], "rich": ["good"]})
     with pytest.raises(UserError, match="words of one token"):
         train(long, rows, backbone=backbone)

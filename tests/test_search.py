@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,9 +18,10 @@ from promptforge.data import Example
 from promptforge.errors import UserError
 from promptforge.model import PromptModel
 from promptforge.plugins import build
-from promptforge.search import Evidence, search_verbalizer
+from promptforge.search import Evidence, FoundWords, VerbalizerSearch, search_verbalizer
 from promptforge.task import Task
 from promptforge.template import Template
+from promptforge.verbalizer import LabelWords
 from tests import reference, tiny
 
 each = pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
@@ -258,3 +261,21 @@ def test_what_a_search_found_can_be_used(search: str) -> None:
     found = search_verbalizer(model, train, search=search)
     proba = model.with_words(found).predict_proba([e.row for e in train])
     assert proba.shape == (30, 3)
+
+
+def test_options_and_scores_of_any_kind_can_be_saved(tmp_path: Path) -> None:
+    class FromFile(VerbalizerSearch):
+        name = "from-file"
+        file: Path = Path("words.txt")
+
+        def search(self, evidence: Evidence) -> FoundWords:
+            return FoundWords(
+                {lb: [(evidence.words[i], np.float32(0.5))] for i, lb in enumerate(evidence.labels)}  # type: ignore[list-item]
+            )
+
+    model = PromptModel(tiny.backbone("bert"), task(IT_WAS))
+    found = search_verbalizer(model, examples(), search=FromFile())
+    found.save(tmp_path / "verbalizer.json")
+    again = LabelWords.load(tmp_path / "verbalizer.json")
+    assert again.origin["options"]["file"] == "words.txt"
+    assert again.scores == found.scores == {"p0": {"neg": [0.5], "pos": [0.5]}}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptforge import hookimpl
-from promptforge.errors import UserError
+from promptforge.errors import PromptForgeError, UserError
 from promptforge.plugins import manager
 from promptforge.template import (
     COLUMN,
@@ -307,6 +307,23 @@ def test_plugins_bring_filters_globals_and_change_prompts() -> None:
     assert any(p.plugin == "extras" and "'keep'" in p.message for p in manager().problems)
     assert shown("{{ text }}", {"text": "mark"}) == "mark§"
     assert "is a function" in error("{{ two_masks }}")
+
+
+@pytest.mark.parametrize("wrong", ["a text", Prompt(("a text",))])  # type: ignore[arg-type]
+def test_a_plugin_that_gives_back_no_prompt_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, extras: None, wrong: Any
+) -> None:
+    class Wrong:
+        @hookimpl
+        def promptforge_prompt_rendered(self, prompt: Prompt, row: Mapping[str, Any]) -> Any:
+            return wrong
+
+    manager().register(Wrong(), "wrong")
+    try:
+        with pytest.raises(PromptForgeError, match="prompt_rendered returned something else than"):
+            Template("{{ text }} {{ mask }}").render(ROW)
+    finally:
+        manager().pm.unregister(name="wrong")
 
 
 def test_without_the_plugin_its_names_are_gone() -> None:

@@ -85,6 +85,8 @@ def train_multitask(
     data = []
     for task in loaded:
         task.check()
+        if task.multi_label:
+            task.need_classes("train-multitask")
         away = task.kind in hold_out
         # A draw of --shots brings dev rows, unless they are named.
         chosen_by = ["dev"] if params["dev"] or not params["shots"] else []

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from promptforge.data import Reader, Row, existing_file
+from promptforge.data import Reader, Row
 from promptforge.errors import UserError
-from promptforge_readers.files import check_columns, has_suffix
+from promptforge_readers.files import check_columns, has_suffix, regular_file
 
 #: Rows turned into Python objects at once.
 STEP = 1024
@@ -26,7 +26,7 @@ class ParquetReader(Reader):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        path = existing_file(source)
+        path = regular_file(source)
         try:
             with pq.ParquetFile(path) as table:
                 check_columns(table.schema_arrow.names, source)
@@ -56,7 +56,7 @@ class ArrowReader(Reader):
     def rows(self, source: str, skip: int = 0) -> Iterator[Row]:
         import pyarrow as pa
 
-        path = existing_file(source)
+        path = regular_file(source)
         total = 0
 
         def counted(batches: Iterator[Any]) -> Iterator[Any]:

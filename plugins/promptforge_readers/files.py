@@ -21,14 +21,28 @@ def has_suffix(source: str, *suffixes: str) -> bool:
     return source.lower().endswith(suffixes)
 
 
+def regular_file(source: str) -> Path:
+    """The path of a file that can be read more than once, as commands do.
+
+    Raises:
+        UserError: no such file, or a pipe.
+    """
+    path = existing_file(source)
+    if not path.is_file():
+        raise UserError(
+            f"{source} is not a regular file, and its rows are read more than once. Save them to a file first."
+        )
+    return path
+
+
 @contextmanager
 def open_text_file(source: str) -> Iterator[BinaryIO]:
     """The bytes of a text file, unpacked if they are gzip's.
 
     Raises:
-        UserError: no such file, an empty one, UTF-16, or damaged gzip data.
+        UserError: no such file, a pipe, an empty file, UTF-16, or damaged gzip data.
     """
-    path = existing_file(source)
+    path = regular_file(source)
     try:
         with path.open("rb") as raw:
             stream = raw

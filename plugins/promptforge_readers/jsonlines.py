@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from promptforge.data import Reader, Row, existing_file
+from promptforge.data import Reader, Row
 from promptforge.errors import UserError
 from promptforge_readers.files import check_columns, has_suffix, not_utf8, nul_byte, open_text_file
 
@@ -20,9 +20,7 @@ class JsonLinesReader(Reader):
         return has_suffix(source, ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
     def rows(self, source: str, skip: int = 0) -> Iterator[Row]:
-        if not existing_file(source).is_file():
-            # Objects may differ in their keys, so the file is read twice.
-            raise UserError(f"{source} is not a regular file. Save the JSON lines to a file first.")
+        # Objects may differ in their keys, so the file is read twice.
         columns: dict[str, None] = {}
         number = 0
         for number, row in enumerate(_objects(source), start=1):

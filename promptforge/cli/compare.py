@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -13,6 +14,7 @@ from promptforge.cli.options import job_options, model_options, task_options
 from promptforge.cli.setup import backend_of, load, open_task
 from promptforge.cli.train import class_weight, kept, setting_options, settings_of, splits
 from promptforge.errors import UserError
+from promptforge.remote import place
 
 if TYPE_CHECKING:
     from promptforge.tuning.compare import Comparison
@@ -64,6 +66,7 @@ def compare(as_json: bool, strategies: tuple[str, ...], **params: Any) -> None:
     backend = backend_of(params, setup.options)
     from promptforge.tuning.compare import Contender
     from promptforge.tuning.compare import compare as run
+    from promptforge.tuning.run import check_place
 
     contenders = [Contender.parse(text) for text in strategies]
     rows, dev, test = splits(setup)
@@ -72,17 +75,20 @@ def compare(as_json: bool, strategies: tuple[str, ...], **params: Any) -> None:
     if params["limit"] and params["limit"] < len(test):
         test = random.Random(0).sample(test, params["limit"])
     cost = (
-        {"finetune": numbers("--label-cost", params["label_cost"])}
+        {"finetune": numbers("--label-cost", params["label_cost"], least=1)}
         if params["label_cost"]
         else None
     )
-    folder = params["folder"] or f"runs/compare-{setup.task.name}"
+    seeds = numbers("--seeds", params["seeds"])
+    folder = place(params["folder"] or f"runs/compare-{setup.task.name}")
+    if isinstance(folder, Path):
+        check_place(folder, "--folder")
     backbone = load(params, report, setup.task)
     with kept(folder, report, "the same command"):
         found = run(
             setup.task, rows, contenders, backbone=backbone, test=test, dev=dev,
             unlabeled=setup.unlabeled() or [], shots=params["shots"], label_cost=cost,
-            seeds=numbers("--seeds", params["seeds"]), settings=settings_of(params, setup),
+            seeds=seeds, settings=settings_of(params, setup),
             class_weight=class_weight(params["class_weight"]), jobs=params["jobs"], backend=backend,
             report=report, folder=folder,
         )  # fmt: skip
@@ -93,12 +99,21 @@ def compare(as_json: bool, strategies: tuple[str, ...], **params: Any) -> None:
         show(found, worth)
 
 
-def numbers(option: str, text: str) -> list[int]:
-    """`"13,21"` to `[13, 21]`."""
+def numbers(option: str, text: str, least: int | None = None) -> list[int]:
+    """`"13,21"` to `[13, 21]`.
+
+    Raises:
+        UserError: what is no number, is there twice or is less than `least`.
+    """
     try:
-        return [int(part) for part in text.split(",")]
+        found = [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{option} {text!r}: write whole numbers with commas.") from None
+    if least is not None and min(found) < least:
+        raise UserError(f"{option} {text!r} has {min(found)}: the least is {least}.")
+    if twice := [one for i, one in enumerate(found) if one in found[:i]]:
+        raise UserError(f"{option} {text!r} has {twice[0]} twice: give each once.")
+    return found
 
 
 def show(found: Comparison, worth: dict[str, float | None] | None) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import rich_click as click
+from click.types import FloatParamType, IntParamType
 
 from promptforge.errors import UserError, did_you_mean, listed
 
@@ -78,6 +79,17 @@ def _read(context: click.Context, _: click.Parameter, value: str | None) -> None
         values = given if isinstance(given, list) else [given]
         if (len(values) != 1 and not several) or any(isinstance(v, list | dict) for v in values):
             raise UserError(f"{path}: [{command.name}] {key} = {given!r}: write one value.")
+        for value in values:
+            _check_number(found, value, f"{path}: [{command.name}] {key} = {value!r}")
         given = values if several else values[0]
         defaults[found.name or ""] = given
     context.default_map = {**defaults, **(context.default_map or {})}
+
+
+def _check_number(option: click.Parameter, value: object, where: str) -> None:
+    """Raise a `UserError` for what click would make a number of by itself: 3 of 3.7, 1 of true."""
+    whole = isinstance(option.type, IntParamType)
+    if whole and isinstance(value, bool | float):
+        raise UserError(f"{where}: write a whole number.")
+    if isinstance(option.type, FloatParamType) and isinstance(value, bool):
+        raise UserError(f"{where}: write a number.")

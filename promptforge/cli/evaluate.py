@@ -45,7 +45,7 @@ def evaluate(as_json: bool, **params: Any) -> None:
     """
     from promptforge.evaluation import Evaluation, MultiLabelEvaluation, RegressionEvaluation
 
-    setup = open_task(params, reporter(), class_roles(params), generates=None)
+    setup = open_task(params, reporter(), class_roles(params), generates=None, tuned=True)
     if setup.task.generates:
         from promptforge.cli.generate import measure
 

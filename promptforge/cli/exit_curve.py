@@ -56,11 +56,13 @@ def exit_curve(as_json: bool, run: str, plot: str | None, **params: Any) -> None
         raise UserError(
             f"{run}: there is no trained model: 'promptforge train TASK --exits joint'."
         )
+    if plot:  # measuring takes long: what cannot be drawn is said before
+        _check_plot(Path(plot))
     names = params["policies"] or manager().registry("exit-policy").names()
     classes: dict[str, Any] = {name: component("exit-policy", name) for name in names}
     options = parse_options(list(params["options"]), classes)
     given = {**params, "task": run, "options": (), "dtype": "float32"}
-    setup = open_task(given, reporter())
+    setup = open_task(given, reporter(), tuned=True)
     examples = setup.labelled(setup.table("test"), complete=False)[: params["limit"]]
     found = draw(
         build_model(setup), examples, policies=params["policies"], options=options,
@@ -75,6 +77,21 @@ def exit_curve(as_json: bool, run: str, plot: str | None, **params: Any) -> None
         print_json(found.to_json())
     else:
         show(found, run)
+
+
+def _check_plot(path: Path) -> None:
+    """Raise a `UserError` where no figure can be drawn to `path`."""
+    from promptforge.output import check_target
+
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError:
+        raise UserError(
+            "--plot needs matplotlib: pip install 'promptforge[plots]', or use --json."
+        ) from None
+    if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
+        raise UserError(f"--plot {path}: the format is told from the ending: .svg, .png or .pdf.")
+    check_target(path)
 
 
 def show(curve: ExitCurve, run: str) -> None:

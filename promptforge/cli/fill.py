@@ -9,8 +9,7 @@ import rich_click as click
 from promptforge.cli.common import console, json_option, plain, print_json, reporter
 from promptforge.cli.config import with_config
 from promptforge.cli.options import model_options
-from promptforge.cli.render import ROW_OPTIONS, the_row
-from promptforge.cli.setup import load
+from promptforge.cli.render import ROW_OPTIONS, prompts, the_row
 
 
 @click.command()
@@ -25,16 +24,12 @@ def fill(as_json: bool, top: int, **params: Any) -> None:
     """Show the words the model would write at the mask, with their probabilities.
 
     The text is given directly (promptforge fill "The film was {{ mask }}.") or comes from a
-    TASK's row.
+    TASK's row. TASK may also be the folder of a run or of an artifact: then what was tuned writes.
     """
     from rich.table import Table
 
-    report = reporter()
-    setup, row, _ = the_row(params, report)
-
-    from promptforge.model import PromptModel
-
-    model = PromptModel(load(setup.params, report, setup.task), setup.task, report=report)
+    setup, row, _ = the_row(params, reporter())
+    model = prompts(setup)
     results = model.fill(row, top)
     if as_json:
         print_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ from promptforge.cli.common import console, json_option, plain, print_json, repo
 from promptforge.cli.config import with_config
 from promptforge.cli.options import model_options, output_options, task_options
 from promptforge.cli.predict import check_output, chunks, fingerprint
-from promptforge.cli.setup import Setup, adapter_weights, load, open_task, reading
+from promptforge.cli.setup import Setup, adapter_weights, load, open_task
+from promptforge.cli.tuned import limit, reading
 from promptforge.errors import UserError
 from promptforge.remote import place
 
@@ -66,7 +68,7 @@ def generate(
     from promptforge.generation.decoding import Decoding
     from promptforge.output import RowWriter
 
-    setup = open_task(params, reporter(), {}, labelled=False, generates=True)
+    setup = open_task(params, reporter(), {}, labelled=False, generates=True, tuned=True)
     given = {k: params[k] for k in Decoding.model_fields if params.get(k) not in (None, False)}
     Decoding.of(**given)  # what is wrong is said before the model loads
     source = setup.table("test")
@@ -124,7 +126,10 @@ def _generator(setup: Setup) -> Generator:
 
     params = setup.params
     if setup.artifact is not None:
-        return Generator.load(setup.artifact, report=setup.report, **reading(params))
+        tuned = Generator.load(setup.artifact, report=setup.report, **reading(params))
+        limit(tuned.backbone, setup)
+        tuned.task = replace(tuned.task, label_column=setup.task.label_column)
+        return tuned
     _one_pattern(setup)
     backbone = load(params, setup.report, setup.task)
     return Generator(

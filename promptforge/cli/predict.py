@@ -19,6 +19,7 @@ from promptforge.cli.options import (
     task_options,
 )
 from promptforge.cli.setup import build_model, class_roles, open_task
+from promptforge.cli.tuned import digest
 from promptforge.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def predict(output: str, format_: str, chunk: int, resume: bool, **params: Any) 
     from promptforge.data import iter_rows
     from promptforge.output import RowWriter
 
-    setup = open_task(params, reporter(), class_roles(params), labelled=False)
+    setup = open_task(params, reporter(), class_roles(params), labelled=False, tuned=True)
     task = setup.task
     source = setup.table("test")
     to_file = output != "-"
@@ -166,11 +167,12 @@ def fingerprint(source: str, setup: Setup) -> str:
 
     shaping = {k: v for k, v in setup.params.items() if k not in ("device", "batch_tokens")}
     path = Path(source)
-    size = path.stat().st_size if path.is_file() else None
+    stat = path.stat() if path.is_file() else None
+    file = [stat.st_size, stat.st_mtime_ns] if stat else None
+    tuned = digest(setup.artifact) if setup.artifact else None
     patterns = {n: [p.template.source, p.words] for n, p in setup.task.patterns.items()}
     words: Any = setup.words.to_json() if setup.words else setup.task.labels
     if setup.task.multi_label:
         words = [words, vars(setup.task.multi_label)]
-    return hashlib.sha256(
-        json.dumps([source, size, shaping, patterns, words], sort_keys=True, default=str).encode()
-    ).hexdigest()
+    told = [source, file, tuned, shaping, patterns, words]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()

@@ -48,6 +48,7 @@ def predict_many(
     """
     from promptforge.cli.predict import chunks, warn_cuts
     from promptforge.cli.setup import options_of
+    from promptforge.cli.tuned import digest
     from promptforge.data import iter_rows
     from promptforge.model import PromptModel
     from promptforge.multilabel import LABEL, MultiLabelModel
@@ -65,7 +66,7 @@ def predict_many(
         raise UserError(
             f"{data} already has a column {clash[0]!r}: rename it, since predict-many writes that column."
         )
-    told = {name: folder.joinpath("artifact.json").read_bytes() for name, folder in found.items()}
+    told = {name: digest(folder) for name, folder in found.items()}
     out = RowWriter(
         output if to_file else None,
         _fingerprint(data, task_column, told, params),
@@ -186,14 +187,14 @@ def _predicted(bank: TaskBank, rows: list[Row], column: str, format_: str) -> li
     return out
 
 
-def _fingerprint(source: str, column: str, told: dict[str, bytes], params: dict[str, Any]) -> str:
+def _fingerprint(source: str, column: str, tasks: dict[str, str], params: dict[str, Any]) -> str:
     """What must be equal for a run to be resumed: input, tasks, and how they are read."""
     import hashlib
     import json
 
     path = Path(source)
     shaping = {k: v for k, v in params.items() if k not in ("device", "batch_tokens")}
-    tasks = {name: hashlib.sha256(text).hexdigest() for name, text in told.items()}
-    size = path.stat().st_size if path.is_file() else None
-    text = json.dumps([source, size, column, shaping, tasks], sort_keys=True, default=str)
+    stat = path.stat() if path.is_file() else None
+    file = [stat.st_size, stat.st_mtime_ns] if stat else None
+    text = json.dumps([source, file, column, shaping, tasks], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

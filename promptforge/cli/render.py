@@ -14,7 +14,9 @@ from promptforge.errors import UserError
 
 if TYPE_CHECKING:
     from promptforge.encode import Encoded
+    from promptforge.model import PromptModel
     from promptforge.progress import Reporter
+    from promptforge.selection import DemonstrationSelector
     from promptforge.template import Prompt
 
 COLOURS = {"": "white", "expression": "magenta"}
@@ -74,7 +76,8 @@ def _setup(params: dict[str, Any], report: Reporter, given: dict[str, Any]) -> S
 
     roles = {"demonstrations": params.get("demonstrations")}
     if params["task"] or params["label_column"]:
-        return open_task({**params, "verbalizer": None}, report, roles, generates=None)
+        given = {**params, "verbalizer": None}
+        return open_task(given, report, roles, generates=None, tuned=True)
     if not params["template"]:
         raise UserError("Give a TASK, or a template such as 'The film was {{ mask }}.'")
     templates = [read_template(t, i) for i, t in enumerate(params["template"])]
@@ -82,6 +85,17 @@ def _setup(params: dict[str, Any], report: Reporter, given: dict[str, Any]) -> S
     task = task.choose(params["pattern"])
     task.check(given if given and set(task.inputs) <= given.keys() else None)
     return Setup(task, report, params, *options_of(params, roles, params["data"]))
+
+
+def prompts(setup: Setup, selector: DemonstrationSelector | None = None) -> PromptModel:
+    """The model that reads the prompts: the tuned one that TASK names, or the model as it is."""
+    from promptforge.cli.tuned import tuned_prompts
+    from promptforge.model import PromptModel
+
+    if setup.artifact is not None:
+        return tuned_prompts(setup)
+    backbone = load(setup.params, setup.report, setup.task)
+    return PromptModel(backbone, setup.task, demonstrations=selector, report=setup.report)
 
 
 @click.command()
@@ -98,26 +112,28 @@ def _setup(params: dict[str, Any], report: Reporter, given: dict[str, Any]) -> S
 @json_option
 @with_config
 def render(as_json: bool, tokens: bool, **params: Any) -> None:
-    """Show what a template makes of a row: parts in colour, tokens, masks, what was cut."""
-    report = reporter()
-    setup, row, number = the_row(params, report)
-    task, selector = setup.task, fit_demonstrations(setup)
-    backbone = load(setup.params, report, task) if tokens else None
+    """Show what a template makes of a row: parts in colour, tokens, masks, what was cut.
+
+    TASK may also be the folder of a run or of an artifact: then the prompts are those of the
+    tuned model.
+    """
+    setup, row, number = the_row(params, reporter())
+    selector = fit_demonstrations(setup)
+    # What was tuned may put more into a prompt than its template says, so it is always loaded.
+    model = prompts(setup, selector) if tokens or setup.artifact else None
+    task = model.task if model else setup.task
+    backbone = model.backbone if model else None
     results = []
     for name, pattern in task.patterns.items():
-        words = task.words_for(name)
-        demos = selector.select(row) if selector else []
-        if backbone is not None:
-            from promptforge.model import PromptModel
-
-            model = PromptModel(backbone, task, demonstrations=selector, report=report)
+        if model is not None:
             prompt = model.prompt(name, row)
-            encoded = model.encode(name, [prompt])[0]
         else:
+            demos = [(d.row, d.label) for d in selector.select(row)] if selector else []
+            words = task.words_for(name)
             prompt = pattern.template.render(
-                row, labels=list(task.labels), words=words, demos=[(d.row, d.label) for d in demos]
+                row, labels=list(task.labels), words=words, demos=demos
             )
-            encoded = None
+        encoded = model.encode(name, [prompt])[0] if model and tokens else None
         results.append((name, prompt, encoded))
     if as_json:
         print_json([prompt_json(*result, backbone) for result in results])

@@ -146,7 +146,7 @@ def _shown(kind: str | None, value: float | None) -> str:
     if kind == "pearson":
         return "r undefined" if value is None else f"r {value:.3f}"
     if value is None:
-        return ""
+        return "see runs show" if kind and "tasks" in kind else ""
     if kind == "bleu":
         return f"BLEU {value:.1f}"
     return percent(value) if kind == "accuracy" else f"{percent(value)} ({kind})"
@@ -203,9 +203,15 @@ def _outcome(run: RunFolder) -> dict[str, Any]:
         # A multitask run has figures of each task, on its test rows.
         after = [list(one["after"].values())[-1] for one in results.get("tasks", {}).values()]
         if after:
-            values = [_headline(figures)[1] or 0.0 for figures in after]
-            row["figure"] = f"mean of {len(values)} tasks"
-            row["test"] = sum(values) / len(values)
+            kinds, values = zip(*map(_headline, after), strict=True)
+            if len(set(kinds)) > 1:  # a mean of accuracies and correlations would say nothing
+                row["figure"] = (
+                    f"{len(values)} tasks, measured by {' and '.join(sorted(set(kinds)))}"
+                )
+            else:
+                name = "" if kinds[0] == "accuracy" else f"{kinds[0]}, "
+                row["figure"] = f"{name}mean of {len(values)} tasks"
+                row["test"] = sum(value or 0.0 for value in values) / len(values)
     except (AttributeError, IndexError, KeyError, StopIteration, TypeError) as error:
         raise _damaged(run.path / RESULTS, error) from None
     return row

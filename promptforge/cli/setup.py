@@ -50,6 +50,8 @@ class Setup:
 
     def table(self, split: str) -> str:
         """--data, else the task's own table of `split`."""
+        if self.artifact and not self.params.get("data"):
+            raise UserError(f"{self.artifact} brings no data: give --data FILE.")
         return self.params.get("data") or self.task.path(split)
 
     def labelled(self, source: str, *, complete: bool = True) -> list[Example]:
@@ -69,6 +71,7 @@ def open_task(
     *,
     labelled: bool = True,
     generates: bool | None = False,
+    tuned: bool = False,
 ) -> Setup:
     """The task that the options describe, its templates and the `-o` options checked.
 
@@ -79,9 +82,11 @@ def open_task(
         labelled: without TASK and label words the labels are learned from --data, so its
             examples are read here.
         generates: whether the task must be one that generates text; None: either will do.
+        tuned: whether TASK may be a run or an artifact, with whose model the command works.
 
     Raises:
-        UserError: options that do not fit, a mistake in the data or a template.
+        UserError: options that do not fit, a mistake in the data or a template, a run where it
+            has to be a task.
     """
     from dataclasses import replace
 
@@ -90,13 +95,17 @@ def open_task(
     from promptforge.tuning.run import find_artifact
 
     manager().pm.hook.promptforge_configure(settings=params)
+    folder = find_artifact(params["task"]) if params.get("task") else None
+    if folder is not None:
+        from promptforge.cli.tuned import open_tuned, refuse_tuned
+
+        if not tuned:
+            raise refuse_tuned(params)
+        return open_tuned(folder, params, report, generates)
     templates = [read_template(t, i) for i, t in enumerate(params.get("template") or ())]
     words = _label_words(params)
     table = params.get("data")
     found: list[Example] = []
-    tuned = find_artifact(params["task"]) if params.get("task") else None
-    if tuned is not None:
-        return _open_artifact(tuned, params, report, generates)
     if params.get("exit_policy"):
         raise UserError(
             "--exit-policy is for a model that was trained with exits: 'promptforge train TASK --exits joint "
@@ -108,7 +117,7 @@ def open_task(
                 "--text-column goes with --data and --template, without a TASK: the task names its columns."
             )
         task = Task.load(params["task"])
-        _check_kind(task, generates)
+        check_kind(task, generates)
         if templates:
             inline = Task.inline(templates, labels=task.labels, inputs=task.inputs)
             task = replace(task, patterns=inline.patterns)
@@ -154,33 +163,12 @@ def open_task(
     return Setup(task, report, params, options, reader, words, examples=found)
 
 
-def _check_kind(task: Task, generates: bool | None) -> None:
+def check_kind(task: Task, generates: bool | None) -> None:
+    """Raise a `UserError` where a task does not do what the command is for; None: either will do."""
     if generates:
         task.need_text("This")
     elif generates is False:
         task.need_labels()
-
-
-def _open_artifact(
-    folder: Path, params: dict[str, Any], report: Reporter, generates: bool | None
-) -> Setup:
-    """The task of a tuned classifier; what it was tuned with cannot be changed here."""
-    from promptforge.task import Task
-    from promptforge.tuning.run import artifact_task
-
-    for name in ("template", "text_column", "pattern", "verbalizer", "calibration",
-                 "demonstrations", "samples", "model", "adapter", "attention", "positions"):  # fmt: skip
-        if params.get(name):
-            raise UserError(
-                f"--{name.replace('_', '-')} cannot be changed in {folder}: it is part of what was tuned."
-            )
-    task = Task.from_json(artifact_task(folder))
-    _check_kind(task, generates)
-    table = params.get("data")
-    if not table:
-        raise UserError(f"{folder} brings no data: give --data FILE.")
-    options, reader = options_of(params, {"exit-policy": params.get("exit_policy")}, table)
-    return Setup(task, report, params, options, reader, artifact=folder)
 
 
 def backend_of(params: Mapping[str, Any], options: Mapping[str, dict[str, Any]]) -> Backend | None:
@@ -286,18 +274,6 @@ def verbalizer_name(params: dict[str, Any], words: LabelWords | None) -> str:
     return words.verbalizer if words else (params.get("verbalizer") or "manual")
 
 
-def reading(params: Mapping[str, Any]) -> dict[str, Any]:
-    """How an artifact's model is loaded: in its own dtype, unless the user names one."""
-    import click
-    from click.core import ParameterSource
-
-    context = click.get_current_context(silent=True)
-    source = context.get_parameter_source("dtype") if context else None
-    named = source not in (None, ParameterSource.DEFAULT)
-    own = {"dtype": params["dtype"] if named else None}
-    return {**{key: params[key] for key in ("device", "batch_tokens")}, **own}
-
-
 def build_model(setup: Setup, rows: Sequence[Row] | None = None) -> Classifier:
     """The classifier: options checked first, then the model loaded, then calibrated.
 
@@ -310,9 +286,9 @@ def build_model(setup: Setup, rows: Sequence[Row] | None = None) -> Classifier:
     from promptforge.plugins import build
 
     if setup.artifact is not None:
-        from promptforge.artifact import load as load_artifact
+        from promptforge.cli.tuned import load_tuned
 
-        tuned = load_artifact(setup.artifact, report=setup.report, **reading(setup.params))
+        tuned = load_tuned(setup)
         if setup.params.get("exit_policy"):
             from promptforge.exits.model import set_policy
 

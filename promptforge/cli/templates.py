@@ -95,7 +95,11 @@ def copy(name: str, folder: Path) -> None:
     assert task.folder is not None
     import shutil
 
-    shutil.copytree(task.folder, folder)
+    try:
+        shutil.copytree(task.folder, folder)
+    except (OSError, shutil.Error) as error:
+        said = getattr(error, "strerror", None) or error
+        raise UserError(f"{folder} may not be written to: {said}. Name another folder.") from None
     console().print(
         f"Copied to [bold]{plain(folder)}[/]. Edit task.toml and the .jinja files, then give the folder as TASK."
     )

@@ -53,7 +53,7 @@ def train_tasks(
     verbalizer = params["verbalizer"] or "manual"
     if verbalizer.endswith(".json"):
         raise UserError("--verbalizer FILE has the words of one TASK: put them into its task.toml.")
-    tasks = _chosen(with_tables(params["task"], params), params["pattern"])
+    tasks = _chosen(with_tables(params["task"], params), params["pattern"], report)
     source = next((path for task in tasks for path in task.data.values()), None)
     roles = {"method": params["method"], "verbalizer": verbalizer, "settings": None}
     options, reader = options_of(params, roles, source)
@@ -117,15 +117,33 @@ def with_tables(names: Sequence[str], params: dict[str, Any]) -> list[Task]:
     return found
 
 
-def _chosen(tasks: Sequence[Task], patterns: Sequence[str]) -> list[Task]:
-    """The tasks with the named patterns; those that have none of them keep their own."""
+def _chosen(tasks: Sequence[Task], patterns: Sequence[str], report: Reporter) -> list[Task]:
+    """The tasks with one pattern each: the named one, else their first, which is said.
+
+    Raises:
+        UserError: a pattern that no task has, several of one task.
+    """
     known = sorted({name for task in tasks for name in task.patterns})
     for name in patterns:
         if name not in known:
             raise UserError(
                 f"--pattern {name!r}: no task has it.{did_you_mean(name, known)} There are: {listed(known)}."
             )
-    return [task.choose([n for n in patterns if n in task.patterns]) for task in tasks]
+    chosen = []
+    for task in tasks:
+        named = [name for name in dict.fromkeys(patterns) if name in task.patterns]
+        if len(named) > 1:
+            raise UserError(
+                f"--pattern: the task {task.name!r} has {listed(named)}, and tasks that are trained "
+                "together have one pattern each: name one of them."
+            )
+        first, *others = task.patterns
+        if others and not named:
+            report.note(
+                f"{task.name}: pattern {first} is used; --pattern chooses another: {', '.join(others)}"
+            )
+        chosen.append(task.choose(named or [first]))
+    return chosen
 
 
 def show(run: TogetherRun) -> None:
@@ -135,7 +153,8 @@ def show(run: TogetherRun) -> None:
     from promptforge.evaluation import Evaluation
 
     out = console()
-    table = Table(title="Each task on its test rows", title_justify="left", show_edge=False)
+    title = "Each task on its test rows" + _measures(run)
+    table = Table(title=title, title_justify="left", show_edge=False)
     for head in (
         "task",
         "rows",
@@ -168,6 +187,21 @@ def show(run: TogetherRun) -> None:
         f"{run.trained.steps} steps, {run.seconds:.0f} s. Kept in [bold]{plain(run.folder)}[/], a task in "
         f"members/TASK; next: promptforge predict-many {plain(run.folder)} --data FILE"
     )
+
+
+def _measures(run: TogetherRun) -> str:
+    """What figures that are no accuracies are, for the table's title."""
+    from promptforge.evaluation import MultiLabelEvaluation, RegressionEvaluation
+
+    names = {
+        RegressionEvaluation: "of numbers: Pearson",
+        MultiLabelEvaluation: "of label sets: micro-F1",
+    }
+    measured = [
+        run.figures(name, list(splits)[-1]) for name, splits in run.results.items() if splits
+    ]
+    told = [text for kind, text in names.items() if any(isinstance(e, kind) for e in measured)]
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _trained(run: TogetherRun, name: str) -> int:

@@ -218,8 +218,8 @@ def compare(
         options: further arguments of `train` (settings, class_weight).
 
     Raises:
-        UserError: no test rows, a contender that does not exist, too few rows, no such backend, a cell
-            of other options or rows in the folder.
+        UserError: no test rows, a contender that does not exist, too few rows, a seed that is there
+            twice, no such backend, a cell of other options or rows in the folder.
     """
     report = report or Reporter()
     made = [c if isinstance(c, Contender) else Contender.parse(c) for c in contenders]
@@ -227,6 +227,10 @@ def compare(
         raise UserError("A comparison needs test rows: give --test FILE.")
     if len({c.text for c in made}) < len(made):
         raise UserError("The same strategy is named twice.")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds={list(seeds)} has one twice: its run would count twice.")
+    if any(size < 1 for sizes in (label_cost or {}).values() for size in sizes):
+        raise UserError("label_cost has less than 1: name numbers of rows a label, from 1.")
     out = Comparison(task.name, len(test), _majority(task, test), figures=FIGURES[kind_of(task)])
     plan = [(c, shots or 0) for c in made]
     for text, sizes in (label_cost or {}).items():

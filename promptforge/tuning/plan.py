@@ -105,6 +105,13 @@ def planned(
     """
     counts = {"train": len(train), "dev": len(dev), "unlabeled": len(unlabeled)}
     whole, task, multi = task, task.binary, task.multi_label
+    if len(row_weights) and shots is not None:
+        raise UserError("row_weights are of all rows, and shots draws some: leave one out.")
+    if len(row_weights) not in (0, len(train)):
+        raise UserError(
+            f"row_weights has {len(row_weights)} weights, and there are {len(train)} training rows: give "
+            "one for each."
+        )
     if multi:  # what is tuned answers a question about each label
         row_weights = [w for w in row_weights for _ in multi.labels]
         train, dev, unlabeled = multi.questions(train), multi.questions(dev), multi.asked(unlabeled)

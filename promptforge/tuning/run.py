@@ -15,6 +15,7 @@ results.json       figures; its presence says that the run ended
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
@@ -34,7 +35,7 @@ from promptforge.folders import write_text
 CONFIG, ENVIRONMENT, ROWS, RESULTS, ARTIFACT = (
     "config.json", "environment.json", "rows.json", "results.json", "artifact",
 )  # fmt: skip
-PREDICTIONS, EXIT_CURVE = "predictions.jsonl", "exit-curve.json"
+PREDICTIONS, EXIT_CURVE, LOGS = "predictions.jsonl", "exit-curve.json", "logs"
 #: What an artifact's folder holds.
 ARTIFACT_FILE = "artifact.json"
 #: Options that say where and how fast, not what: they may change when a run goes on.
@@ -56,19 +57,21 @@ class RunFolder:
     ) -> Iterator[None]:
         """Begin or go on, with nobody else in the folder.
 
+        Where a run that begins fails before anything is trained, nothing of it stays: what was
+        wrong may have been an option, and the folder is free for another.
+
         Args:
             rows: split -> a digest of its rows. A run goes on with the same ones; test rows may be
                 others, as nothing that was kept depends on them.
 
         Raises:
             UserError: the folder has a run and `resume` is off; a run with another config or other
-                rows; the folder of something else.
+                rows; the folder of something else; one that may not be written to.
             PromptForgeError: another process works in it.
         """
         path = self.path
         wanted = json.loads(json.dumps(config, default=str))
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file; name a folder for the run.")
+        check_place(path, self.option)
         saved = self.read(CONFIG)
         if (
             saved is None
@@ -93,19 +96,49 @@ class RunFolder:
                     f"The run in {path} was begun with other rows: {listed(other)}. Give the same again, "
                     f"or name another folder with {self.option}."
                 )
+        new = not path.is_dir()
+        lock = FileLock(path / ".lock", timeout=0)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            with FileLock(path / ".lock", timeout=0):
-                if saved is None:
-                    self.write(CONFIG, wanted)
-                    if rows:
-                        self.write(ROWS, dict(rows))
-                self.write(ENVIRONMENT, environment())
-                yield
+            lock.acquire()
         except Timeout:
             raise PromptForgeError(
                 f"Another run is at work in {path}. Name another folder."
             ) from None
+        except OSError as error:
+            raise UserError(f"{path} may not be written to: {error.strerror or error}.") from None
+        try:
+            if saved is None:
+                self.write(CONFIG, wanted)
+                if rows:
+                    self.write(ROWS, dict(rows))
+            self.write(ENVIRONMENT, environment())
+            yield
+        except Exception:
+            if saved is None and not self._has_progress():
+                self._forget()
+                lock.release()
+                if new:
+                    shutil.rmtree(path, ignore_errors=True)
+            raise
+        finally:
+            lock.release()
+
+    def _has_progress(self) -> bool:
+        """Whether more lies there than what `opened` and trackers write at a run's beginning."""
+        ours = {CONFIG, ROWS, ENVIRONMENT, LOGS}
+        there = (
+            p for p in self.path.iterdir() if not p.name.startswith(".") and p.name not in ours
+        )
+        return any(p.is_file() or any(q.is_file() for q in p.rglob("*")) for p in there)
+
+    def _forget(self) -> None:
+        """Delete what a run without progress has written; the lock and other hidden files stay."""
+        for inside in [p for p in self.path.iterdir() if not p.name.startswith(".")]:
+            if inside.is_dir():
+                shutil.rmtree(inside, ignore_errors=True)
+            else:
+                inside.unlink(missing_ok=True)
 
     def write(self, name: str, value: Any) -> None:
         """Write a JSON file, whole or not at all."""
@@ -181,6 +214,23 @@ class RunFolder:
         shutil.rmtree(self.path / "members", ignore_errors=True)
 
 
+def check_place(path: Path, option: str = "--run") -> None:
+    """Raise a `UserError` where a folder can be neither used nor made.
+
+    Args:
+        option: names the folder on the command line, which says it before a model is loaded.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; name a folder for the run.")
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise UserError(f"{there} is a file, so {path} cannot be made. Name another with {option}.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{there} may not be written to: permission denied. Name another folder with {option}."
+        )
+
+
 def find_artifact(path: str | Path) -> Path | None:
     """The artifact in a folder or at a URL: its own, or that of a run; None where there is none."""
     if remote.is_url(path):
@@ -239,6 +289,9 @@ def changed(saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tu
     """Option -> (what a saved config has, what another says), where they differ and must not."""
     # As JSON both: what was saved knows no tuples.
     begun, now = flat(saved), flat(json.loads(json.dumps(config, default=str)))
+    name = "model.name"  # of a folder it is the whole path, and was once what the user typed
+    if name in begun and name in now and str(Path(str(begun[name])).resolve()) == now[name]:
+        begun[name] = now[name]
     options = sorted({*begun, *now} - FREE)
     return {k: (begun.get(k), now.get(k)) for k in options if begun.get(k) != now.get(k)}
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from promptforge import artifact
 from promptforge.backbone.base import Backbone
-from promptforge.classifier import ENSEMBLE, Classifier, Probabilities
+from promptforge.classifier import ENSEMBLE, Classifier, Probabilities, check_labels
 from promptforge.data import Example, Row
 from promptforge.errors import UserError, listed
 from promptforge.evaluation import AnyEvaluation
+from promptforge.exits.model import ExitModel
 from promptforge.exits.train import ExitTraining, TwoStage, train_exits
 from promptforge.multilabel import label_sets
 from promptforge.progress import Reporter
@@ -24,6 +25,7 @@ from promptforge.task import Task
 from promptforge.tuning import processes
 from promptforge.tuning.backends import Backend, started
 from promptforge.tuning.loop import Trained
+from promptforge.tuning.members import Ensemble, HeadModel
 from promptforge.tuning.memory import PeakMemory
 from promptforge.tuning.method import TuningMethod
 from promptforge.tuning.plan import digests, drawn, planned
@@ -141,7 +143,7 @@ def train(
         seed: of the draw and of the trainings.
         class_weight: label -> weight, or "balanced"; of a multi-label task, the weights of its
             answers `yes` and `no`.
-        row_weights: a weight for each training row.
+        row_weights: a weight for each training row; not with `shots`, which draws some.
         jobs: members trained at the same time, in processes of their own; -1: as many as there are
             CPUs; None: what `joblib.parallel_config` says, else 1.
         backend: "loky", "ray" or "dask", or one with options (`promptforge.tuning.backends`): where
@@ -154,7 +156,7 @@ def train(
         run: folder or URL (`s3://BUCKET/FOLDER`) to keep everything in; None: in memory only.
         resume: go on with the run in that folder.
         config: what `config.json` should say; made from the arguments by default.
-        compare_untrained: measure the prompts before tuning too.
+        compare_untrained: measure the prompts before tuning too, where their labels have words.
 
     Raises:
         UserError: data or options that do not fit, a backend that is not there.
@@ -181,6 +183,8 @@ def train(
     tuner, made_strategy, at_exits = plan.tuner, plan.strategy, plan.exits
     whole, task, multi, chosen_by = task, task.binary, task.multi_label, dev
     if tuner.demonstrations is not None:
+        # Of its own: the selector that was given may be another classifier's too.
+        tuner.demonstrations = tuner.demonstrations.model_copy(deep=True)
         fit_selector(
             tuner.demonstrations, tuner.train, list(task.labels), columns=task.inputs, report=report
         )
@@ -197,7 +201,7 @@ def train(
                 classifier = train_exits(tuner, classifier, at_exits)
         seconds = time.perf_counter() - began
         untrained: Classifier | None = None
-        if compare_untrained and task.patterns:
+        if compare_untrained and task.patterns and _comparable(task, classifier, report):
             # Zero-shot is without demonstrations, whatever the strategy shows.
             untrained = tuner.with_(demonstrations=None).untrained()
             untrained = None if _same(untrained, classifier) else untrained
@@ -242,6 +246,29 @@ def _tracking(names: Sequence[str], run: str | Path | None) -> Tracking:
     return Tracking(tuple(names) if processes.is_first() else (), home)
 
 
+def _comparable(task: Task, classifier: Classifier, report: Reporter) -> bool:
+    """Whether prompts can be read without tuning: a head was tuned without words, they have none."""
+    lacking = {
+        label for pattern in task.patterns for label in task.labels
+        if not task.words_for(pattern).get(label)
+    }  # fmt: skip
+    if not lacking or _reads_words(classifier):
+        return True
+    report.note(
+        f"No zero-shot figures beside the tuned ones: {listed(sorted(lacking))} has no label words to "
+        "read in a prompt."
+    )
+    return False
+
+
+def _reads_words(classifier: Classifier) -> bool:
+    if isinstance(classifier, Ensemble):
+        return any(map(_reads_words, classifier.members.values()))
+    if isinstance(classifier, ExitModel):
+        return _reads_words(classifier.plain)
+    return not isinstance(classifier, HeadModel)
+
+
 def _same(untrained: Classifier, classifier: Classifier) -> bool:
     """Whether a strategy gave back the model as it was, and showed it no demonstrations."""
     return (
@@ -262,7 +289,15 @@ def check_rows(
     """Refuse rows that nothing can be learned from; warn where rows that should be apart are the same."""
     if train and task.multi_label:
         task.multi_label.check(train, "The training table")
-    elif train and task.scale is None:
+    for name, examples in (("training", train), ("dev", dev), ("test", test)):
+        if task.scale is None:
+            check_labels(examples, task.classes, f"The {name} rows")
+        elif lost := next((e for e in examples if e.value is None), None):
+            raise UserError(
+                f"The {name} rows: row {lost.number} has no number: the task {task.name!r} predicts "
+                "numbers, so give each row its own as Example.value."
+            )
+    if train and not task.multi_label and task.scale is None:
         have = {e.label for e in train}
         if lacking := [label for label in task.labels if label not in have]:
             raise UserError(
