@@ -197,7 +197,9 @@ class TogetherObjective(Objective):
         return {n: p for number in range(len(self.models)) for n, p in self.own(number).items()}
 
     def undecayed(self) -> set[str]:
-        return {f"{i}/added/{name}" for i, own in enumerate(self.additions) for name in own.undecayed()}
+        return {
+            f"{i}/added/{name}" for i, own in enumerate(self.additions) for name in own.undecayed()
+        }
 
     def length(self, target: Target) -> int:
         encoded = self._encoded[target.key, id(target.row)]
