@@ -105,7 +105,7 @@ class Seq2SeqBackbone(Backbone):
         return replace(encoded, decoder_ids=(self.start, *encoded.ids[:end]), decoder_soft=soft)
 
     def summary(self, encoded: Encoded) -> Encoded:
-        return replace(encoded, decoder_ids=(self.start,), reads=(0,))
+        return replace(encoded, decoder_ids=(self.start,), reads=(0,), decoder_soft=())
 
     def place(self, encoded: Encoded, slot: int, tokens: Sequence[int | None]) -> Encoded:
         given = tuple(t for t in tokens[:-1] if t is not None)

@@ -269,7 +269,7 @@ class Seq2SeqWriter(Writer):
         return self.backbone.encode(prompts, origin=origin)
 
     def _source(self, encoded: Encoded) -> Encoded:
-        return replace(encoded.spliced(0, ()), decoder_ids=self._head, reads=())
+        return replace(encoded.spliced(0, ()), decoder_ids=self._head, reads=(), decoder_soft=())
 
     def _space(self, source: Encoded) -> bool:
         return self.backbone.text.prefix_space
