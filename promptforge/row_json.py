@@ -2,45 +2,69 @@
 
 from __future__ import annotations
 
+import base64
+import datetime as dt
 import json
 from collections.abc import Callable
-from datetime import date, datetime, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from promptforge.data import Row
 
-#: The name that values are kept under -> how they are read from text.
-_KEPT: dict[str, Callable[[str], Any]] = {
-    "$date": date.fromisoformat, "$datetime": datetime.fromisoformat, "$time": time.fromisoformat,
-    "$Decimal": Decimal,
-}  # fmt: skip
+TAG = "$promptforge"
+
+
+def plain(value: Any) -> Any:
+    """What stands in JSON for a value that JSON does not have."""
+    if hasattr(value, "tolist"):  # numpy's arrays and scalars
+        return value.tolist()
+    if isinstance(value, (bytes, bytearray)):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, (dt.datetime, dt.date, dt.time)):
+        return value.isoformat()
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=str)
+    if isinstance(value, (list, tuple, dict, bool, int, float)) or value is None:
+        return value
+    return str(value)
+
+
+def tagged(value: Any) -> Any:
+    """The same, marked with its type, so that `untagged` makes the value again."""
+    # datetime is a date too, so it comes first.
+    for kind in (dt.datetime, dt.date, dt.time, bytes, Decimal):
+        if isinstance(value, kind):
+            text = str(value) if isinstance(value, Decimal) else plain(value)
+            return {TAG: kind.__name__, "value": text}
+    if isinstance(value, dt.timedelta):
+        return {TAG: "timedelta", "value": value // dt.timedelta(microseconds=1)}
+    return plain(value)
+
+
+_UNTAG: dict[str, Callable[[Any], Any]] = {
+    "datetime": dt.datetime.fromisoformat,
+    "date": dt.date.fromisoformat,
+    "time": dt.time.fromisoformat,
+    "bytes": base64.b64decode,
+    "Decimal": Decimal,
+    "timedelta": lambda value: dt.timedelta(microseconds=value),
+}
+
+
+def untagged(pairs: dict[str, Any]) -> Any:
+    """The value that `tagged` marked; every other mapping as it is. For `json.loads(object_hook=...)`."""
+    make = _UNTAG.get(str(pairs.get(TAG))) if pairs.keys() == {TAG, "value"} else None
+    return pairs if make is None else make(pairs["value"])
 
 
 def row_to_json(row: Row) -> Row:
-    """A row as JSON has it; a date, a time or a decimal number is one again after `row_from_json`.
-
-    What else JSON does not know becomes the text that a template writes for it.
-    """
-
-    def kept(value: Any) -> Any:
-        name = f"${type(value).__name__}"
-        return {name: str(value)} if name in _KEPT else str(value)
-
-    made: Row = json.loads(json.dumps(row, default=kept))
+    """A row as JSON has it; what `tagged` knows is itself again after `row_from_json`."""
+    made: Row = json.loads(json.dumps(row, default=tagged))
     return made
 
 
 def row_from_json(row: Row) -> Row:
     """The reverse of `row_to_json`."""
-
-    def read(found: dict[str, Any]) -> Any:
-        if len(found) == 1:
-            ((name, value),) = found.items()
-            if name in _KEPT and isinstance(value, str):
-                return _KEPT[name](value)
-        return found
-
-    made: Row = json.loads(json.dumps(row), object_hook=read)
+    made: Row = json.loads(json.dumps(row), object_hook=untagged)
     return made

@@ -6,8 +6,6 @@ values that JSON does not have are tagged, and are converted at the end. `output
 
 from __future__ import annotations
 
-import base64
-import datetime as dt
 import json
 import math
 import os
@@ -17,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptforge.data import Row
+from promptforge.row_json import TAG, plain, tagged, untagged
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_TAG = "$promptforge"
 
 #: A part of the rows that is converted at once: at most as many rows and (about) bytes.
 STEP_ROWS = 50_000
@@ -38,38 +35,21 @@ def as_text(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (int, float, Decimal)):
         return str(value)
-    plain = _plain(value)
-    return (
-        plain if isinstance(plain, str) else json.dumps(plain, default=_plain, ensure_ascii=False)
-    )
-
-
-def _plain(value: Any) -> Any:
-    """What stands in JSON for a value that JSON does not have."""
-    if hasattr(value, "tolist"):  # numpy's arrays and scalars
-        return value.tolist()
-    if isinstance(value, (bytes, bytearray)):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, (dt.datetime, dt.date, dt.time)):
-        return value.isoformat()
-    if isinstance(value, (set, frozenset)):
-        return sorted(value, key=str)
-    if isinstance(value, (list, tuple, dict, bool, int, float)) or value is None:
-        return value
-    return str(value)
+    made = plain(value)
+    return made if isinstance(made, str) else json.dumps(made, default=plain, ensure_ascii=False)
 
 
 def plain_lines(rows: Sequence[Row], columns: list[str], header: bool) -> str:
     """The rows as JSON lines for anyone to read; NaN and infinity, which JSON has not, are null."""
     try:
-        return _lines(rows, columns, _plain, nan=False)
+        return _lines(rows, columns, plain, nan=False)
     except ValueError:
-        return _lines([_finite(row) for row in rows], columns, _plain, nan=False)
+        return _lines([_finite(row) for row in rows], columns, plain, nan=False)
 
 
 def _finite(value: Any) -> Any:
     """A value with None for each number in it that is none."""
-    value = _plain(value)
+    value = plain(value)
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -79,7 +59,7 @@ def _finite(value: Any) -> Any:
 
 def tagged_lines(rows: Sequence[Row], columns: list[str], header: bool) -> str:
     """The rows as JSON lines from which `convert` makes the same values again."""
-    return _lines(rows, columns, _tagged)
+    return _lines(rows, columns, tagged)
 
 
 def _lines(
@@ -89,38 +69,12 @@ def _lines(
     return "".join(encode({c: row[c] for c in columns}) + "\n" for row in rows)
 
 
-def _tagged(value: Any) -> Any:
-    # datetime is a date too, so it comes first.
-    for kind in (dt.datetime, dt.date, dt.time, bytes, Decimal):
-        if isinstance(value, kind):
-            text = str(value) if isinstance(value, Decimal) else _plain(value)
-            return {_TAG: kind.__name__, "value": text}
-    if isinstance(value, dt.timedelta):
-        return {_TAG: "timedelta", "value": value // dt.timedelta(microseconds=1)}
-    return _plain(value)
-
-
-_UNTAG: dict[str, Callable[[Any], Any]] = {
-    "datetime": dt.datetime.fromisoformat,
-    "date": dt.date.fromisoformat,
-    "time": dt.time.fromisoformat,
-    "bytes": base64.b64decode,
-    "Decimal": Decimal,
-    "timedelta": lambda value: dt.timedelta(microseconds=value),
-}
-
-
-def _untagged(pairs: dict[str, Any]) -> Any:
-    make = _UNTAG.get(str(pairs.get(_TAG))) if pairs.keys() == {_TAG, "value"} else None
-    return pairs if make is None else make(pairs["value"])
-
-
 def _steps(partial: Path) -> Iterator[list[Row]]:
     rows: list[Row] = []
     size = 0
     with partial.open("rb") as handle:
         for line in handle:
-            hook = _untagged if _TAG.encode() in line else None
+            hook = untagged if TAG.encode() in line else None
             rows.append(json.loads(line, object_hook=hook))
             size += len(line)
             if len(rows) >= STEP_ROWS or size >= STEP_BYTES:

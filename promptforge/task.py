@@ -87,7 +87,9 @@ class Task:
             return read_task(path.parent)
         if path.is_dir():
             if not (path / TASK_FILE).is_file():
-                raise _no_task(path)
+                from promptforge.tuning.run import no_task
+
+                raise no_task(path)
             return read_task(path)
         folders = task_folders()
         if str(name) in folders:
@@ -384,27 +386,6 @@ def task_from_data(
         name=Path(str(source)).stem,
     )
     return task, found
-
-
-def _no_task(folder: Path) -> UserError:
-    """The error for a folder without a task, which says what to do with the runs in it."""
-    from promptforge.tuning.run import CONFIG, RunFolder, find_artifact
-
-    if find_artifact(folder) is not None:
-        return UserError(f"{folder} is a trained model, and a task is wanted here.")
-    run = RunFolder(folder)
-    if "strategy" not in (run.read(CONFIG) or {}):
-        inside = sorted(str(p) for p in folder.iterdir() if find_artifact(p) is not None)
-        which = f" It holds trained models: name one of {listed(inside)}." if inside else ""
-        return UserError(f"{folder} is not a task folder: it has no {TASK_FILE}.{which}")
-    if run.results is None:
-        return UserError(
-            f"The run in {folder} has not ended: go on with it by the same command and --resume."
-        )
-    members = [str(folder / "members" / name) for name in run.members()]
-    return UserError(
-        f"The run in {folder} has no one model, but one for each task: name {listed(members)}."
-    )
 
 
 def task_folders() -> dict[str, Path]:

@@ -7,7 +7,6 @@ built-in one (`promptforge_jinja`).
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,6 @@ from promptforge.plugins import manager
 
 #: Names a template can use beside the row's columns. A column of the same name is `row["..."]`.
 RESERVED = ("mask", "soft", "sep", "tail", "labels", "words", "demos", "row")
-_OF_ROW = re.compile(r"""\brow(?:\[\s*(["'])(.+?)\1\s*\]|\.(\w+)\b(?!\())""")
 
 #: How early a text is cut when a prompt is too long: never, last, by length, first.
 KEEP, LAST, COLUMN, FIRST = 0, 1, 2, 3
@@ -223,7 +221,10 @@ class Demo:
 
 
 class Compiled(Protocol):
-    """A template ready to render."""
+    """A template ready to render.
+
+    One whose language lets a template name columns as `row["..."]` has `of_row` too: their names.
+    """
 
     @property
     def variables(self) -> Mapping[str, int]:
@@ -292,11 +293,9 @@ class Template:
     @property
     def columns(self) -> list[str]:
         """The columns it uses, by their own names or as `row["..."]`, each once."""
-        variables = self.compiled.variables
-        names = [name for name in variables if name not in RESERVED]
-        if "row" in variables:
-            names += [m[2] or m[3] for m in _OF_ROW.finditer(self.source)]
-        return list(dict.fromkeys(names))
+        names = [name for name in self.compiled.variables if name not in RESERVED]
+        # Not every template language has a `row`.
+        return list(dict.fromkeys([*names, *getattr(self.compiled, "of_row", ())]))
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the compiled template, which cannot be sent: another process makes its own."""

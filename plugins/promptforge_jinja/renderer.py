@@ -255,6 +255,17 @@ class _Row(dict[str, Any]):
     """The whole row, for columns that are called like a word of the language."""
 
 
+def _of_row(tree: nodes.Template) -> Iterator[str]:
+    """The columns that a template names by itself: as `row["..."]` or `row.name`."""
+    called = {id(call.node) for call in tree.find_all(nodes.Call)}  # row.get(...)
+    for use in tree.find_all((nodes.Getitem, nodes.Getattr)):
+        if not isinstance(use.node, nodes.Name) or use.node.name != "row" or id(use) in called:
+            continue
+        name = use.attr if isinstance(use, nodes.Getattr) else getattr(use.arg, "value", None)
+        if isinstance(name, str):
+            yield name
+
+
 class JinjaTemplate:
     """A compiled Jinja template."""
 
@@ -279,6 +290,7 @@ class JinjaTemplate:
         for name in tree.find_all(nodes.Name):
             if name.ctx == "load" and name.name in free and name.name not in environment.globals:
                 self.variables.setdefault(name.name, name.lineno)
+        self.of_row = list(dict.fromkeys(_of_row(tree)))
 
     def render(self, scope: Mapping[str, Any]) -> list[Part]:
         """The parts; every mistake becomes a `TemplateError` with file and line."""

@@ -166,13 +166,19 @@ def fingerprint(source: str, setup: Setup) -> str:
     import json
 
     shaping = {k: v for k, v in setup.params.items() if k not in ("device", "batch_tokens")}
-    path = Path(source)
-    stat = path.stat() if path.is_file() else None
-    file = [stat.st_size, stat.st_mtime_ns] if stat else None
     tuned = digest(setup.artifact) if setup.artifact else None
     patterns = {n: [p.template.source, p.words] for n, p in setup.task.patterns.items()}
     words: Any = setup.words.to_json() if setup.words else setup.task.labels
     if setup.task.multi_label:
         words = [words, vars(setup.task.multi_label)]
-    told = [source, file, tuned, shaping, patterns, words]
+    told = [source, version(source), tuned, shaping, patterns, words]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def version(source: str) -> list[int] | None:
+    """What a file is told by beside its name, without reading it: size and time; None: no file."""
+    path = Path(source)
+    if not path.is_file():
+        return None
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]

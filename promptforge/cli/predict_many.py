@@ -192,9 +192,10 @@ def _fingerprint(source: str, column: str, tasks: dict[str, str], params: dict[s
     import hashlib
     import json
 
-    path = Path(source)
+    from promptforge.cli.predict import version
+
     shaping = {k: v for k, v in params.items() if k not in ("device", "batch_tokens")}
-    stat = path.stat() if path.is_file() else None
-    file = [stat.st_size, stat.st_mtime_ns] if stat else None
-    text = json.dumps([source, file, column, shaping, tasks], sort_keys=True, default=str)
+    text = json.dumps(
+        [source, version(source), column, shaping, tasks], sort_keys=True, default=str
+    )
     return hashlib.sha256(text.encode()).hexdigest()

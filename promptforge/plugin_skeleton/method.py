@@ -24,8 +24,7 @@ class BlankMethod(TuningMethod):
         Raises:
             UserError: the model has none.
         """
-        norms = [m for m in backbone.model.modules() if "norm" in type(m).__name__.lower()]
-        wanted = {id(p) for norm in norms for p in norm.parameters()}
+        wanted = {id(p) for norm in backbone.norms.values() for p in norm.parameters()}
         found = {
             name: p
             for name, p in backbone.parameters.items()

@@ -231,6 +231,25 @@ def check_place(path: Path, option: str = "--run") -> None:
         )
 
 
+def no_task(folder: Path) -> UserError:
+    """The error for a folder without a task, which says what to do with the runs in it."""
+    if find_artifact(folder) is not None:
+        return UserError(f"{folder} is a trained model, and a task is wanted here.")
+    run = RunFolder(folder)
+    if "strategy" not in (run.read(CONFIG) or {}):
+        inside = sorted(str(p) for p in folder.iterdir() if find_artifact(p) is not None)
+        which = f" It holds trained models: name one of {listed(inside)}." if inside else ""
+        return UserError(f"{folder} is not a task folder: it has no task.toml.{which}")
+    if run.results is None:
+        return UserError(
+            f"The run in {folder} has not ended: go on with it by the same command and --resume."
+        )
+    members = [str(folder / "members" / name) for name in run.members()]
+    return UserError(
+        f"The run in {folder} has no one model, but one for each task: name {listed(members)}."
+    )
+
+
 def find_artifact(path: str | Path) -> Path | None:
     """The artifact in a folder or at a URL: its own, or that of a run; None where there is none."""
     if remote.is_url(path):
