@@ -106,8 +106,9 @@ def test_a_missing_value_is_not_the_text_nan(make: Make) -> None:
          {"demonstrations": "random"}),
         ("{{ text }} {{ labels | join(' or ') }}? {{ words['pos'][0] }} {{ mask }}", {}),
         ("{{ row['the text'] }} {{ row.text }} {{ mask }}", {}),
+        ("row.one and row['two'] are words, {{ row['the text'] }} {{ mask }}", {}),
     ],
-    ids=["demos", "labels", "row"],
+    ids=["demos", "labels", "row", "words"],
 )  # fmt: skip
 def test_words_of_the_template_language_are_no_columns(
     make: Make, template: str, more: Any

@@ -52,7 +52,7 @@ def open_tuned(
     from promptforge.tuning.run import artifact_task
 
     for name in FIXED:
-        if params.get(name) and _typed(name):
+        if params.get(name) and _source(name) not in ("DEFAULT", "DEFAULT_MAP"):
             raise UserError(
                 f"--{name.replace('_', '-')} cannot be changed in {folder}: it is part of what was tuned."
             )
@@ -67,27 +67,20 @@ def open_tuned(
     return Setup(task, report, params, options, reader, artifact=folder)
 
 
-def _typed(name: str) -> bool:
-    """Whether an option was typed, or given in Python; not where `forge.toml` has it."""
+def _source(name: str) -> str:
+    """Where an option's value comes from, by click's name: DEFAULT, DEFAULT_MAP (`forge.toml`), ..."""
     import click
-    from click.core import ParameterSource
 
     context = click.get_current_context(silent=True)
     source = context.get_parameter_source(name) if context else None
-    return source not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+    return source.name if source else ""
 
 
 def reading(params: Mapping[str, Any]) -> dict[str, Any]:
     """How an artifact's model is loaded: in its own dtype, unless the user names one."""
-    import click
-    from click.core import ParameterSource
-
-    context = click.get_current_context(silent=True)
-    source = context.get_parameter_source("dtype") if context else None
-    named = source not in (None, ParameterSource.DEFAULT)
     return {
         **{key: params[key] for key in ("device", "batch_tokens")},
-        "dtype": params["dtype"] if named else None,
+        "dtype": params["dtype"] if _source("dtype") not in ("", "DEFAULT") else None,
         "trust_remote_code": bool(params.get("trust_remote_code")),
     }
 
