@@ -258,7 +258,11 @@ class _Row(dict[str, Any]):
 def _of_row(tree: nodes.Template) -> Iterator[str]:
     """The columns that a template names by itself: as `row["..."]` or `row.name`."""
     called = {id(call.node) for call in tree.find_all(nodes.Call)}  # row.get(...)
-    for use in tree.find_all((nodes.Getitem, nodes.Getattr)):
+    uses: list[nodes.Getitem | nodes.Getattr] = [
+        *tree.find_all(nodes.Getitem),
+        *tree.find_all(nodes.Getattr),
+    ]
+    for use in uses:
         if not isinstance(use.node, nodes.Name) or use.node.name != "row" or id(use) in called:
             continue
         name = use.attr if isinstance(use, nodes.Getattr) else getattr(use.arg, "value", None)
