@@ -27,9 +27,15 @@ def tokenizer(architecture: str) -> Any:
     return tiny.tokenizer(architecture, corpus())
 
 
-@cache
 def backbone(architecture: str) -> Any:
-    """The backbone, always the same weights."""
+    """The backbone, always the same weights: those that another test's model left in it go out."""
+    made = _backbone(architecture)
+    made.apply(None)
+    return made
+
+
+@cache
+def _backbone(architecture: str) -> Any:
     return tiny.wrapped(architecture, tokenizer(architecture))
 
 
