@@ -174,7 +174,7 @@ class TaskBank:
         if isinstance(classifier, str | Path):
             with self._passes:  # it may look at the model
                 classifier = artifact.load(classifier, backbone=self.backbone, report=self.report)
-        model = classifier.binary if isinstance(classifier, MultiLabelModel) else classifier
+        model = classifier.inner
         if not isinstance(model, PromptModel):
             raise UserError(
                 f"The task {name!r} is a {type(classifier).__name__}: a bank holds prompt models, one for "

@@ -33,6 +33,11 @@ class Classifier(ABC):
     def part_probabilities(self, rows: Rows, what: str = "Reading") -> dict[str, Probabilities]:
         """Class probabilities, [rows, labels], of each part: a pattern, or a member."""
 
+    @property
+    def inner(self) -> Classifier:
+        """What reads the prompts: the classifier itself, or the binary one that label sets are asked of."""
+        return self
+
     def forget(self) -> None:  # noqa: B027 - most remember nothing
         """Remember nothing of what is read, from now on: for streams of rows."""
 

@@ -260,6 +260,11 @@ class MultiLabelModel(Classifier):
         """The parts' probabilities as one, as the binary classifier joins them, [rows, labels]."""
         return self.binary.combined(parts)
 
+    @property
+    def inner(self) -> Classifier:
+        """The classifier of the questions."""
+        return self.binary
+
     def forget(self) -> None:
         """Remember nothing of what is read, from now on."""
         self.binary.forget()

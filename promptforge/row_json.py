@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import json
+import math
 from collections.abc import Callable
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, dict, bool, int, float)) or value is None:
         return value
     return str(value)
+
+
+def finite(value: Any) -> Any:
+    """`plain`, through and through, with None for NaN and infinity: JSON has no word for them."""
+    value = plain(value)
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def tagged(value: Any) -> Any:

@@ -7,7 +7,6 @@ values that JSON does not have are tagged, and are converted at the end. `output
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptforge.data import Row
-from promptforge.row_json import TAG, plain, tagged, untagged
+from promptforge.row_json import TAG, finite, plain, tagged, untagged
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,17 +43,7 @@ def plain_lines(rows: Sequence[Row], columns: list[str], header: bool) -> str:
     try:
         return _lines(rows, columns, plain, nan=False)
     except ValueError:
-        return _lines([_finite(row) for row in rows], columns, plain, nan=False)
-
-
-def _finite(value: Any) -> Any:
-    """A value with None for each number in it that is none."""
-    value = plain(value)
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return _lines([finite(row) for row in rows], columns, plain, nan=False)
 
 
 def tagged_lines(rows: Sequence[Row], columns: list[str], header: bool) -> str:

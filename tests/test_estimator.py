@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from estimating import LEARNS, NAMES, TEXTS, WORDS, Make, maker
+from joblib import parallel_config
 from sklearn.base import clone
 from sklearn.ensemble import StackingClassifier, VotingClassifier
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -408,6 +409,17 @@ def test_pipeline_and_grid_search(make: Make) -> None:
     assert search.fit(TEXTS, NAMES, X_unlabeled=TEXTS[:3]).best_params_
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums differ in their last digits with the number of threads: one here and in other processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with parallel_config("loky", inner_max_num_threads=1):
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_other_processes(make: Make) -> None:
     """joblib sends estimators there, and fitted ones back."""
     numbered = make(words=["bad", "good"])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
 from generating import ROWS, task
@@ -82,6 +85,11 @@ def test_the_path_from_a_table_to_texts(
     )
     beams = generator.generate(ROWS, Decoding(beams=3, max_new_tokens=4))
     assert [row["generated"] for row in documents.json] == beams
+    pq.write_table(
+        pa.table({"table": [r["table"] for r in ROWS], "x": [math.nan, math.inf, 1.5]}), "x.parquet"
+    )
+    numbers = command("generate", run, "--data", "x.parquet", "--json", "--max-new-tokens", 1)
+    assert "NaN" not in numbers.out and [row["x"] for row in numbers.json] == [None, None, 1.5]
     command(
         "generate", run, "--data", data, "-O", "out.jsonl", "--sample", "--top-p", 0.9, "--chunk", 2
     )

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import rich_click as click
 
 from promptforge.progress import TerminalReporter
+from promptforge.row_json import finite
 
 F = TypeVar("F", bound=Callable[..., Any])
 #: Columns of what is no terminal.
@@ -47,8 +48,8 @@ def reporter() -> TerminalReporter:
 
 
 def print_json(value: Any) -> None:
-    """`value` as indented JSON on standard output, a list of numbers on one line."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    """`value` as indented JSON on standard output, a list of numbers on one line; NaN is null."""
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     # A line break between quotes is written as two characters, so no text is touched.
     text = _NUMBERS.sub(lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", text)
     sys.stdout.write(text + "\n")

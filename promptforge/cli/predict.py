@@ -65,11 +65,10 @@ def predict(output: str, format_: str, chunk: int, resume: bool, **params: Any) 
     )
     from promptforge.exits.model import ExitModel
     from promptforge.model import PromptModel
-    from promptforge.multilabel import MultiLabelModel
 
     model = build_model(setup)
     model.forget()
-    reader = model.binary if isinstance(model, MultiLabelModel) else model
+    reader = model.inner
     reader = reader.plain if isinstance(reader, ExitModel) else reader
     if isinstance(reader, PromptModel):
         reader.warn_cuts = False

@@ -81,7 +81,7 @@ def predict_many(
     inputs: dict[str, list[str]] = {}
     for name in bank:
         classifier = bank[name]
-        model = classifier.binary if isinstance(classifier, MultiLabelModel) else classifier
+        model = classifier.inner
         assert isinstance(model, PromptModel)
         model.warn_cuts = False
         models[name] = model

@@ -207,10 +207,9 @@ def _measures(run: TogetherRun) -> str:
 def _trained(run: TogetherRun, name: str) -> int:
     """How many numbers were trained for a task."""
     from promptforge.model import PromptModel
-    from promptforge.multilabel import MultiLabelModel
 
     classifier = run.classifiers[name]
-    model = classifier.binary if isinstance(classifier, MultiLabelModel) else classifier
+    model = classifier.inner
     assert isinstance(model, PromptModel) and model.weights and model.weights.added
     own = sum(value.numel() for values in model.tuned.values() for value in values.values())
     return own + sum(t.numel() for t in model.weights.added.tensors().values())

@@ -111,11 +111,9 @@ def limit(backbone: Backbone, setup: Setup) -> None:
 
 def _backbone_of(classifier: Classifier) -> Backbone:
     """The backbone of a classifier from an artifact; its members share one."""
-    from promptforge.multilabel import MultiLabelModel
     from promptforge.tuning.members import Ensemble
 
-    if isinstance(classifier, MultiLabelModel):
-        classifier = classifier.binary
+    classifier = classifier.inner
     if isinstance(classifier, Ensemble):
         classifier = next(iter(classifier.members.values()))
     backbone: Backbone = classifier.backbone  # type: ignore[attr-defined]
@@ -130,11 +128,9 @@ def tuned_prompts(setup: Setup) -> PromptModel:
     """
     from promptforge.exits.model import ExitModel
     from promptforge.model import PromptModel
-    from promptforge.multilabel import MultiLabelModel
     from promptforge.tuning.members import Ensemble
 
-    model = load_tuned(setup)
-    model = model.binary if isinstance(model, MultiLabelModel) else model
+    model = load_tuned(setup).inner
     model = model.plain if isinstance(model, ExitModel) else model
     if isinstance(model, PromptModel):
         return model

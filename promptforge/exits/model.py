@@ -18,7 +18,6 @@ from promptforge.errors import UserError
 from promptforge.exits.exits import End, Exits, Score, end_of
 from promptforge.exits.policy import ExitPolicy
 from promptforge.model import PromptModel
-from promptforge.multilabel import MultiLabelModel
 from promptforge.plugins import build
 
 if TYPE_CHECKING:
@@ -235,7 +234,7 @@ def exit_model(classifier: Classifier) -> ExitModel:
     Raises:
         UserError: it was trained without exits.
     """
-    inner = classifier.binary if isinstance(classifier, MultiLabelModel) else classifier
+    inner = classifier.inner
     if not isinstance(inner, ExitModel):
         raise UserError(
             "This model was not trained with exits, so rows cannot leave it early: train it with "
@@ -268,7 +267,7 @@ def layers_used(classifier: Classifier, rows: int) -> NDArray[np.float64] | None
 
     Of label sets it is the mean over the questions of a row.
     """
-    inner = classifier.binary if isinstance(classifier, MultiLabelModel) else classifier
+    inner = classifier.inner
     if not isinstance(inner, ExitModel) or inner.policy is None:
         return None
     return cast("NDArray[np.float64]", inner.exit_layers.reshape(rows, -1).mean(1))
