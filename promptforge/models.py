@@ -124,6 +124,13 @@ def locate(name: str, report: Reporter | None = None) -> str:
     return name
 
 
+def lasting(name: str) -> str:
+    """The name of a model as it is understood everywhere: of a folder, the whole path."""
+    path = Path(name).expanduser()
+    packaged = any(entry.name == name for _, entry in catalogue())
+    return str(path.resolve()) if path.is_dir() and not packaged else name
+
+
 def damaged(entry: ModelEntry) -> UserError:
     """The error for a fetched model with a problem; it is not mended behind the user's back."""
     return UserError(

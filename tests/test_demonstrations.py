@@ -270,6 +270,15 @@ def test_texts_are_found_where_no_columns_are_named() -> None:
     assert rows[0] not in [e.row for e in selector.select({"a": "a0"})]
 
 
+def test_an_encoders_folder_is_kept_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    selector: Any = build("demonstrations", "similarity", encoder="./mine")
+    assert selector.model_dump(mode="json")["encoder"] == str((tmp_path / "mine").resolve())
+
+
 def test_a_selector_from_before_the_keywords_still_works() -> None:
     class Old(DemonstrationSelector):
         name: ClassVar[str] = "old"

@@ -74,3 +74,13 @@ def test_evaluate(command: Command, tiny_model: Folder, reviews: Path) -> None:
     assert list(made) == ["it-was"] and made["it-was"]["rows"] == 4
     made = command("evaluate", reviews, "--pattern", "tone", "--limit", 3).json
     assert list(made) == ["tone"] and made["tone"]["rows"] == 3
+
+
+def test_home_folder(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reviews: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "t.jinja").write_text("{{ text }} It is {{ mask }}", encoding="utf-8")
+    Path("forge.toml").write_text('[render]\ntemplate = ["~/t.jinja"]\n', encoding="utf-8")
+    assert "It is" in command("render", "--data", reviews / "test.csv").out

@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr, field_serializer, field_validator
 
 from promptforge import DemonstrationSelector, Example
 from promptforge.embeddings import DEFAULT_ENCODER, SentenceEncoder
+from promptforge.models import lasting
 
 if TYPE_CHECKING:
     from promptforge.progress import Reporter
@@ -109,7 +110,8 @@ class EmbeddingSelector(PoolSelector):
 
     @field_serializer("encoder")
     def _stored(self, value: str | SentenceEncoder) -> str:
-        return value if isinstance(value, str) else value.name
+        # What is tuned with it is read from other directories too.
+        return lasting(value if isinstance(value, str) else value.name)
 
     @property
     def compares(self) -> bool:

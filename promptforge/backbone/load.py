@@ -19,7 +19,7 @@ from promptforge.backbone.patterned import place
 from promptforge.backbone.positions import extend, scale_rope
 from promptforge.backbone.seq2seq import Seq2SeqBackbone
 from promptforge.errors import PromptForgeError, UserError
-from promptforge.models import DEFAULT_MODEL, locate
+from promptforge.models import DEFAULT_MODEL, lasting, locate
 from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.tuning.run import find_artifact
@@ -141,11 +141,8 @@ def load_model(
     elif ask is not None:
         raise UserError("ask is for encoder-decoder models only.")
     backbone = FAMILIES[kind](model.to(place), tokenizer, **options)
-    # A folder by its whole path: what is tuned from it is read from elsewhere too.
-    typed = Path(name).expanduser()
-    own = typed.is_dir() and Path(path) == typed
     backbone.source = {
-        "name": str(typed.resolve()) if own else name, "family": kind, "revision": revision, "dtype": dtype, "ask": ask,
+        "name": lasting(name), "family": kind, "revision": revision, "dtype": dtype, "ask": ask,
         "max_length": max_length, "trust_remote_code": trust_remote_code,
     }  # fmt: skip
     if positions:

@@ -18,6 +18,7 @@ import rich_click as click
 from click.types import FloatParamType, IntParamType
 
 from promptforge.errors import UserError, did_you_mean, listed
+from promptforge.remote import expanded
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = "forge.toml"
@@ -81,9 +82,14 @@ def _read(context: click.Context, _: click.Parameter, value: str | None) -> None
             raise UserError(f"{path}: [{command.name}] {key} = {given!r}: write one value.")
         for value in values:
             _check_number(found, value, f"{path}: [{command.name}] {key} = {value!r}")
-        given = values if several else values[0]
-        defaults[found.name or ""] = given
+        values = [_at_home(value) for value in values]
+        defaults[found.name or ""] = values if several else values[0]
     context.default_map = {**defaults, **(context.default_map or {})}
+
+
+def _at_home(value: Any) -> Any:
+    """ "~/..." is in the home folder, as the shell has it of what is typed."""
+    return str(expanded(value)) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _check_number(option: click.Parameter, value: object, where: str) -> None:
