@@ -34,7 +34,7 @@ def rows(first: int, last: int) -> list[dict[str, Any]]:
 
 def fresh(architecture: str) -> Any:
     """A backbone of its own in double precision: no rounding hides or feigns a difference."""
-    made = tiny.backbone.__wrapped__(architecture)
+    made = tiny.fresh(architecture)
     made.model.double()
     return made
 

@@ -111,7 +111,7 @@ def plain(
 @pytest.mark.parametrize("form", FORMS)
 def test_a_form(architecture: str, form: str) -> None:
     method, options = FORMS[form]
-    backbone = tiny.backbone.__wrapped__(architecture)
+    backbone = tiny.fresh(architecture)
     unchanged = adding.snapshot(backbone)
     tuner = adding.tuner(backbone, method, **options)
     prompts = adding.encoded(tuner)[:4]
@@ -138,7 +138,7 @@ def test_a_form(architecture: str, form: str) -> None:
 
 @each
 def test_only_the_adapters_are_trained(architecture: str) -> None:
-    backbone = tiny.backbone.__wrapped__(architecture)
+    backbone = tiny.fresh(architecture)
     unchanged = adding.snapshot(backbone)
     for method in ("pfeiffer", "houlsby"):
         tuner = adding.tuner(backbone, method, size=4)
@@ -164,7 +164,7 @@ def made_at(tuner: Any) -> str:
 
 @each
 def test_mam_is_a_prefix_and_a_scaled_parallel_adapter(architecture: str) -> None:
-    backbone = tiny.backbone.__wrapped__(architecture)
+    backbone = tiny.fresh(architecture)
     parts = {"prefix": {"length": 4}, "scaled-parallel": {"size": 6}}
     mam = adding.added(adding.tuner(backbone, "mam", methods=parts))
     combined = adding.added(adding.tuner(backbone, "combined", methods=parts))
@@ -198,7 +198,7 @@ def test_mam_is_a_prefix_and_a_scaled_parallel_adapter(architecture: str) -> Non
 
 
 def test_targets_by_pattern() -> None:
-    backbone = tiny.backbone.__wrapped__("llama")
+    backbone = tiny.fresh("llama")
     made = adding.added(adding.tuner(backbone, "adapter", targets=r"\.0\.mlp\.down"))
     assert set(made.deltas()) == {"model.layers.0.mlp.down_proj"}
 
@@ -206,7 +206,7 @@ def test_targets_by_pattern() -> None:
 @each
 def test_targets_beside_a_sub_layer_take_what_it_takes(architecture: str) -> None:
     """By the names of the outputs it is the same adapter as by what they are."""
-    backbone = tiny.backbone.__wrapped__(architecture)
+    backbone = tiny.fresh(architecture)
     where = places(architecture, "both", [])
     names = "|".join(re.escape(last) for _, last in where)
     tuner = adding.tuner(backbone, "adapter", form="parallel", targets=f"^({names})$", size=4)
@@ -223,7 +223,7 @@ def test_targets_beside_a_sub_layer_take_what_it_takes(architecture: str) -> Non
 
 
 def test_targets_beside_a_matrix_inside_take_what_it_takes() -> None:
-    backbone = tiny.backbone.__wrapped__("bert")
+    backbone = tiny.fresh("bert")
     tuner = adding.tuner(backbone, "adapter", form="parallel", targets=r"1\.intermediate\.dense")
     ((name, delta),) = adding.added(tuner).deltas().items()
     assert delta.source == name == "bert.encoder.layer.1.intermediate.dense"
@@ -244,17 +244,15 @@ def test_targets_beside_a_matrix_inside_take_what_it_takes() -> None:
 )  # fmt: skip
 def test_what_is_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=f"(?s){says}"):
-        adding.added(adding.tuner(tiny.backbone.__wrapped__("bert"), "adapter", **options))
+        adding.added(adding.tuner(tiny.fresh("bert"), "adapter", **options))
 
 
 def test_two_that_change_one_matrix() -> None:
     methods: dict[str, Any] = {"pfeiffer": {}, "houlsby": {}}
     with pytest.raises(UserError, match=r"two methods add to .*output\.dense"):
-        adding.added(adding.tuner(tiny.backbone.__wrapped__("bert"), "combined", methods=methods))
+        adding.added(adding.tuner(tiny.fresh("bert"), "combined", methods=methods))
     with pytest.raises(UserError, match="two methods or more"):
-        adding.added(
-            adding.tuner(tiny.backbone.__wrapped__("bert"), "combined", methods={"prefix": {}})
-        )
+        adding.added(adding.tuner(tiny.fresh("bert"), "combined", methods={"prefix": {}}))
 
 
 def test_the_command_says_how_many_parameters(

@@ -36,7 +36,7 @@ class Counted:
 
     def __init__(self, architecture: str, method: str, steps: int = 1, **settings: Any) -> None:
         torch.manual_seed(0)
-        backbone = tiny.backbone.__wrapped__(architecture)
+        backbone = tiny.fresh(architecture)
         made = adding.tuner(backbone, method)
         objective = PromptObjective(made.untrained(), "p", made.method, made.targets())
         told = {"steps": steps, "batch_size": 4, "learning_rate": 1e-2, "precision": "float32"}
@@ -97,7 +97,7 @@ def test_each_of_several_passes_is_computed_again_for_its_own_rows(
 ) -> None:
     """Rows of several tasks go through the model in several passes before the way back begins."""
     monkeypatch.setattr("promptforge.tuning.mixed.PASS", 0)
-    backbone = tiny.backbone.__wrapped__(architecture)
+    backbone = tiny.fresh(architecture)
     backbone.model.double()
     data = test_mixed_training.tasks()
     found = []
@@ -125,7 +125,7 @@ def test_each_of_several_passes_is_computed_again_for_its_own_rows(
 
 
 def test_it_is_off_again_after_an_error() -> None:
-    backbone = tiny.backbone.__wrapped__("bert")
+    backbone = tiny.fresh("bert")
     made = adding.tuner(backbone, "bitfit")
     objective = PromptObjective(made.untrained(), "p", made.method, made.targets())
 

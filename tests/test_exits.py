@@ -25,7 +25,7 @@ FAST = Settings(steps=2, batch_size=4, precision="float32", learning_rate=1e-3, 
 
 def deep(architecture: str, layers: int = 5, **more: Any) -> Any:
     """A tiny backbone with more layers than the others have."""
-    made = tiny.backbone.__wrapped__(architecture)
+    made = tiny.fresh(architecture)
     config = made.model.config
     for name in (
         "num_hidden_layers",

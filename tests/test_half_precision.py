@@ -32,7 +32,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 def test_a_model_in_bfloat16_learns_by_small_steps(
     method: str, precision: str, tmp_path: Path
 ) -> None:
-    backbone = tiny.backbone.__wrapped__("bert")
+    backbone = tiny.fresh("bert")
     backbone.model.bfloat16()
     unchanged = adding.snapshot(backbone)
     name, options = METHODS[method]
@@ -74,7 +74,7 @@ def test_states_stay_in_the_models_precision(kind: str) -> None:
     name, options = METHODS[kind]
     found = []
     for half in (False, True):
-        backbone = tiny.backbone.__wrapped__("bert")
+        backbone = tiny.fresh("bert")
         tuner = adding.tuner(backbone, name, **options)
         prompts = adding.encoded(tuner)[:3]
         if half:

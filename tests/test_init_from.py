@@ -45,7 +45,7 @@ def test_a_training_starts_where_the_other_ended(
 ) -> None:
     if (architecture, method) == ("t5", "bitfit"):
         pytest.skip("T5 has no biases")
-    backbone = tiny.backbone.__wrapped__(architecture)
+    backbone = tiny.fresh(architecture)
     unchanged = adding.snapshot(backbone)
     name, options = METHODS[method]
     tuner = adding.tuner(backbone, name, **options)
@@ -85,7 +85,7 @@ def test_a_training_starts_where_the_other_ended(
 def test_what_is_refused(
     first: str, second: tuple[str, dict[str, Any]], says: str, tmp_path: Path
 ) -> None:
-    backbone = tiny.backbone.__wrapped__("bert")
+    backbone = tiny.fresh("bert")
     unchanged = adding.snapshot(backbone)
     name, options = METHODS[first]
     artifact.save(adding.trained(adding.tuner(backbone, name, **options)), tmp_path / "a")
@@ -96,9 +96,9 @@ def test_what_is_refused(
 
 
 def test_another_model_and_no_artifact(tmp_path: Path) -> None:
-    tuner = adding.tuner(tiny.backbone.__wrapped__("bert"), "bitfit")
+    tuner = adding.tuner(tiny.fresh("bert"), "bitfit")
     artifact.save(adding.trained(tuner), tmp_path / "a")
-    other = adding.tuner(tiny.backbone.__wrapped__("roberta"), "bitfit")
+    other = adding.tuner(tiny.fresh("roberta"), "bitfit")
     with pytest.raises(UserError, match="weights of 'tiny-roberta' here are others"):
         adding.trained(replace(other, init_from=str(tmp_path / "a")))
     with pytest.raises(

@@ -41,7 +41,7 @@ def plain(backbone: Any, encoded: Encoded) -> Tensor:
 @each
 @pytest.mark.parametrize("masks", [1, 2])
 def test_states_and_gradients_are_those_of_the_whole_layer(architecture: str, masks: int) -> None:
-    backbone = tiny.backbone.__wrapped__(architecture)
+    backbone = tiny.fresh(architecture)
     if masks == 2 and backbone.family == "causal":
         masks = 1
     encoded = prompts(backbone, masks)
@@ -70,7 +70,7 @@ def test_states_and_gradients_are_those_of_the_whole_layer(architecture: str, ma
 
 @each
 def test_outside_of_a_reading_the_model_is_as_it_was(architecture: str) -> None:
-    backbone = tiny.backbone.__wrapped__(architecture)
+    backbone = tiny.fresh(architecture)
     encoded = prompts(backbone)
     ids = torch.tensor([encoded[0].ids])
     before = backbone.body(input_ids=ids).last_hidden_state
@@ -88,7 +88,7 @@ def _broken(*_: Any) -> None:
 
 
 def test_prompts_with_different_numbers_of_reads_are_read_whole() -> None:
-    backbone = tiny.backbone.__wrapped__("bert")
+    backbone = tiny.fresh("bert")
     one, two = prompts(backbone)[0], prompts(backbone, 2)[1]
     found = backbone.states_each([one, two])
     for encoded, states in zip((one, two), found, strict=True):

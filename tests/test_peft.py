@@ -36,7 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def plain_peft(architecture: str, folder: Path) -> Any:
     """A fresh copy of the model as plain peft reads an adapter into it."""
-    return peft.PeftModel.from_pretrained(tiny.backbone.__wrapped__(architecture).model, folder)
+    return peft.PeftModel.from_pretrained(tiny.fresh(architecture).model, folder)
 
 
 # --- LoRA and (IA)^3 --------------------------------------------------------------------------
@@ -53,7 +53,7 @@ def test_trained_here_and_read_by_peft(
 ) -> None:
     if options.get("layers") and architecture == "modernbert":
         pytest.skip("its first layer alone is like the others")
-    backbone = tiny.backbone.__wrapped__(architecture)
+    backbone = tiny.fresh(architecture)
     unchanged = adding.snapshot(backbone)
     tuner = adding.tuner(backbone, method, **options)
     prompts = adding.encoded(tuner)
@@ -83,7 +83,7 @@ def test_trained_here_and_read_by_peft(
 
 @each
 def test_the_matrices_are_those_that_a_model_calls_around_its_attention(architecture: str) -> None:
-    backbone = tiny.backbone.__wrapped__(architecture)
+    backbone = tiny.fresh(architecture)
     changed = {
         targets: set(adding.added(adding.tuner(backbone, "lora", targets=targets)).deltas())
         for targets in ("attention", "feed-forward", "all")
@@ -136,7 +136,7 @@ def test_lora_trains_as_peft_does(architecture: str) -> None:
 
 
 def test_lora_shares_a_pass_with_other_tasks() -> None:
-    backbone = tiny.backbone.__wrapped__("llama")
+    backbone = tiny.fresh("llama")
     tuner = adding.tuner(backbone, "lora", targets="all")
     parts = [adding.added(tuner, seed=i) for i in range(3)]
     for i, part in enumerate(parts):
@@ -159,7 +159,7 @@ def test_lora_shares_a_pass_with_other_tasks() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_configuration(kind: str, tmp_path: Path) -> None:
-    backbone = tiny.backbone.__wrapped__("bert")
+    backbone = tiny.fresh("bert")
     unchanged = adding.snapshot(backbone)
     tuner = adding.tuner(backbone, "peft", config=kind, options=KINDS[kind], steps=2)
     prompts = adding.encoded(tuner)[:3]
@@ -181,7 +181,7 @@ def test_any_configuration(kind: str, tmp_path: Path) -> None:
 
 
 def test_starts_that_change_the_matrices_themselves(tmp_path: Path) -> None:
-    backbone = tiny.backbone.__wrapped__("bert")
+    backbone = tiny.fresh("bert")
     unchanged = adding.snapshot(backbone)
     tuner = adding.tuner(backbone, "lora", options={"init_lora_weights": "pissa"})
     member = adding.trained(tuner)
@@ -201,7 +201,7 @@ def test_starts_that_change_the_matrices_themselves(tmp_path: Path) -> None:
 
 def made_with_peft(architecture: str, folder: Path, config: Any) -> Any:
     """An adapter with random values, saved by peft; the model with it."""
-    model = peft.get_peft_model(tiny.backbone.__wrapped__(architecture).model, config)
+    model = peft.get_peft_model(tiny.fresh(architecture).model, config)
     torch.manual_seed(4)
     with torch.no_grad():
         for p in model.parameters():
@@ -225,7 +225,7 @@ def made_with_peft(architecture: str, folder: Path, config: Any) -> Any:
 )  # fmt: skip
 def test_an_adapter_of_peft_is_read(architecture: str, config: Any, tmp_path: Path) -> None:
     theirs = made_with_peft(architecture, tmp_path / "theirs", config)
-    backbone = tiny.backbone.__wrapped__(architecture)
+    backbone = tiny.fresh(architecture)
     unchanged = adding.snapshot(backbone)
     prompts = adding.encoded(adding.tuner(backbone))
     found = build("method", "peft").read(backbone, tmp_path / "theirs")
@@ -285,7 +285,7 @@ def test_commands_with_an_adapter_of_peft(
     ],
 )  # fmt: skip
 def test_what_is_refused(method: str, options: dict[str, Any], says: str) -> None:
-    backbone = tiny.backbone.__wrapped__("bert")
+    backbone = tiny.fresh("bert")
     unchanged = adding.snapshot(backbone)
     tuner = adding.tuner(backbone, method, **options)
     with pytest.raises(UserError, match=f"(?s){says}"):
@@ -298,10 +298,10 @@ def test_a_damaged_or_foreign_adapter(
 ) -> None:
     config = peft.LoraConfig(target_modules=["query", "value"])
     made_with_peft("bert", tmp_path / "a", config)
-    method, other = build("method", "peft"), tiny.backbone.__wrapped__("roberta")
+    method, other = build("method", "peft"), tiny.fresh("roberta")
     with pytest.raises(UserError, match=r"no place for|another shape|cannot be put"):
         method.read(other, tmp_path / "a")
-    tuner = adding.tuner(tiny.backbone.__wrapped__("bert"), "lora")
+    tuner = adding.tuner(tiny.fresh("bert"), "lora")
     member = adding.trained(tuner)
     artifact.save(member, tmp_path / "ours")
     artifact.save(member, tmp_path / "ours")  # one that is there is replaced

@@ -21,7 +21,7 @@ TENSORS = "adapter_model.safetensors"
 
 
 def read(architecture: str, folder: Path) -> Any:
-    return build("method", "peft").read(tiny.backbone.__wrapped__(architecture), folder)
+    return build("method", "peft").read(tiny.fresh(architecture), folder)
 
 
 def changed(folder: Path, change: Any) -> None:
@@ -43,7 +43,7 @@ def config_of(kind: str) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_read_whole_and_not_by_half(kind: str, tmp_path: Path) -> None:
     theirs = made_with_peft("bert", tmp_path / "a", config_of(kind))
-    backbone = tiny.backbone.__wrapped__("bert")
+    backbone = tiny.fresh("bert")
     unchanged = adding.snapshot(backbone)
     prompts = adding.encoded(adding.tuner(backbone))
     attached = backbone.attach([build("method", "peft").read(backbone, tmp_path / "a")])
@@ -84,7 +84,7 @@ def test_the_models_own_embeddings_beside_an_adapter(tmp_path: Path) -> None:
     made = made_with_peft("gpt2", tmp_path / "a", peft.LoraConfig(target_modules=["c_attn"]))
     made.save_pretrained(tmp_path / "a", save_embedding_layers=True)
     (name,) = [n for n in load_file(tmp_path / "a" / TENSORS) if "wte" in n]
-    backbone = tiny.backbone.__wrapped__("gpt2")
+    backbone = tiny.fresh("gpt2")
     unchanged = adding.snapshot(backbone)
     method = build("method", "peft")
     assert method.read(backbone, tmp_path / "a").deltas() and unchanged()
@@ -105,10 +105,10 @@ def test_adalora_is_read(architecture: str, tmp_path: Path) -> None:
         target_modules=targets, init_r=6, target_r=3, tinit=1, tfinal=2, total_step=8,
         fan_in_fan_out=architecture == "gpt2",
     )  # fmt: skip
-    backbone = tiny.backbone.__wrapped__(architecture)
+    backbone = tiny.fresh(architecture)
     prompts = adding.encoded(adding.tuner(backbone))
     torch.manual_seed(4)
-    model = peft.get_peft_model(tiny.backbone.__wrapped__(architecture).model, config)
+    model = peft.get_peft_model(tiny.fresh(architecture).model, config)
     for step in range(8):
         for p in model.parameters():
             if p.requires_grad:
@@ -116,9 +116,7 @@ def test_adalora_is_read(architecture: str, tmp_path: Path) -> None:
                 p.grad = torch.randn_like(p)
         model.base_model.update_and_allocate(step)
     model.save_pretrained(tmp_path / "a")
-    theirs = peft.PeftModel.from_pretrained(
-        tiny.backbone.__wrapped__(architecture).model, tmp_path / "a"
-    ).eval()
+    theirs = peft.PeftModel.from_pretrained(tiny.fresh(architecture).model, tmp_path / "a").eval()
     there = adding.plain_logits(backbone, theirs, prompts)
     plain, unchanged = adding.read_logits(backbone, prompts), adding.snapshot(backbone)
     found = build("method", "peft").read(backbone, tmp_path / "a")
@@ -148,7 +146,7 @@ TASKS = {
 
 def same_in_peft(architecture: str, folder: Path, theirs: Any) -> None:
     """What is read from the folder gives peft's logits; also saved and loaded again."""
-    backbone = tiny.backbone.__wrapped__(architecture)
+    backbone = tiny.fresh(architecture)
     tuner = adding.tuner(backbone)
     there = []
     for ids in adding.encoded(tuner):
@@ -190,9 +188,7 @@ def test_a_prefix_of_peft_is_read(projected: bool, tmp_path: Path) -> None:
     made_with_peft("llama", tmp_path / "a", config)
     # Large enough that it matters where the text's positions begin.
     changed(tmp_path / "a", lambda t: t["prompt_embeddings"].mul_(4))
-    theirs = peft.PeftModel.from_pretrained(
-        tiny.backbone.__wrapped__("llama").model, tmp_path / "a"
-    ).eval()
+    theirs = peft.PeftModel.from_pretrained(tiny.fresh("llama").model, tmp_path / "a").eval()
     same_in_peft("llama", tmp_path / "a", theirs)
 
 
@@ -232,7 +228,7 @@ def test_rotary_positions_that_depend_on_the_length_are_refused(tmp_path: Path) 
     config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=7)
     made_with_peft("llama", tmp_path / "a", config)
     changed(tmp_path / "a", lambda t: t["prompt_embeddings"].mul_(4))
-    backbone = tiny.backbone.__wrapped__("llama")
+    backbone = tiny.fresh("llama")
     method = build("method", "peft")
     assert method.read(backbone, tmp_path / "a").prefixes()
     backbone.body.rotary_emb.rope_type = "dynamic"
@@ -241,4 +237,4 @@ def test_rotary_positions_that_depend_on_the_length_are_refused(tmp_path: Path) 
     config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5000)
     made_with_peft("llama", tmp_path / "b", config)
     with pytest.raises(UserError, match="has 5000 virtual tokens"):
-        method.read(tiny.backbone.__wrapped__("llama"), tmp_path / "b")
+        method.read(tiny.fresh("llama"), tmp_path / "b")

@@ -217,7 +217,7 @@ def test_padding_on_the_left(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_sdpa_and_the_models_own_attention_agree(architecture: str) -> None:
-    backbone = tiny.backbone.__wrapped__(architecture)  # single precision
+    backbone = tiny.fresh(architecture)  # single precision
     _, addition, prompts = prepared(architecture, backbone, init="random")
     by_sdpa = states(backbone, addition, prompts)
     names = [site.name for site in backbone.sites]
@@ -362,7 +362,7 @@ def test_a_tuned_prefix_is_kept_alone(architecture: str, mlp: bool, tmp_path: Pa
 
 
 def test_a_model_in_half_precision_has_a_prefix_in_single_precision() -> None:
-    backbone = tiny.backbone.__wrapped__("bert")
+    backbone = tiny.fresh("bert")
     backbone.model.bfloat16()
     for name in ("prefix", "prompt-tuning"):
         made = tuner(backbone, PATTERN)

@@ -35,7 +35,7 @@ def module(kind: str, start: Tensor, *, moved: bool) -> nn.Module:
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_starts_where_it_is_told_to(kind: str, init: dict[str, str]) -> None:
     """Bit for bit: nothing that a network makes of the vectors is in the first step."""
-    backbone = tiny.backbone.__wrapped__("bert")
+    backbone = tiny.fresh("bert")
     options = {"parametrization": kind, "parametrization_options": KINDS[kind]}
     for method in ("prompt-tuning", "p-tuning"):
         made = adding.tuner(backbone, method, tokens=6, **init, **options)

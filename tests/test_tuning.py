@@ -448,7 +448,7 @@ def test_samples_change_what_is_predicted_and_not_what_is_trained(tmp_path: Path
 
 def test_full_attention_with_dropout_on_long_rows_warns_of_its_matrices() -> None:
     """Bytes by hand: 3 matrices x 4 bytes x layers x rows x heads x tokens x tokens."""
-    backbone = tiny.backbone.__wrapped__("bert")
+    backbone = tiny.fresh("bert")
     config = backbone.model.config
     told: list[str] = []
     report = Reporter()

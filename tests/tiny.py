@@ -10,7 +10,7 @@ from typing import Any
 from promptforge.testing import tiny
 from promptforge.testing.tiny import ARCHITECTURES, CAUSAL, MASKED, SEQ2SEQ, SIZE
 
-__all__ = ["ARCHITECTURES", "CAUSAL", "EXAMPLES", "MASKED", "SEQ2SEQ", "SIZE", "backbone", "corpus", "save", "tokenizer"]  # fmt: skip
+__all__ = ["ARCHITECTURES", "CAUSAL", "EXAMPLES", "MASKED", "SEQ2SEQ", "SIZE", "backbone", "corpus", "fresh", "save", "tokenizer"]  # fmt: skip
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "movie-reviews"
 _model = tiny.model
@@ -28,15 +28,18 @@ def tokenizer(architecture: str) -> Any:
 
 
 def backbone(architecture: str) -> Any:
-    """The backbone, always the same weights: those that another test's model left in it go out."""
-    made = _backbone(architecture)
+    """The backbone that tests share, always the same weights: what another test's model left goes out."""
+    made = _shared(architecture)
     made.apply(None)
     return made
 
 
-@cache
-def _backbone(architecture: str) -> Any:
+def fresh(architecture: str) -> Any:
+    """A backbone of its own with those weights, for a test that changes the model."""
     return tiny.wrapped(architecture, tokenizer(architecture))
+
+
+_shared = cache(fresh)
 
 
 def save(architecture: str, folder: Path) -> Path:
