@@ -127,8 +127,9 @@ def locate(name: str, report: Reporter | None = None) -> str:
 def lasting(name: str) -> str:
     """The name of a model as it is understood everywhere: of a folder, the whole path."""
     path = Path(name).expanduser()
-    packaged = any(entry.name == name for _, entry in catalogue())
-    return str(path.resolve()) if path.is_dir() and not packaged else name
+    if not path.is_dir() or any(entry.name == name for _, entry in catalogue()):
+        return name
+    return str(path.resolve())
 
 
 def damaged(entry: ModelEntry) -> UserError:

@@ -13,7 +13,6 @@ from promptforge.testing.tiny import ARCHITECTURES, CAUSAL, MASKED, SEQ2SEQ, SIZ
 __all__ = ["ARCHITECTURES", "CAUSAL", "EXAMPLES", "MASKED", "SEQ2SEQ", "SIZE", "backbone", "corpus", "fresh", "save", "tokenizer"]  # fmt: skip
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "movie-reviews"
-_model = tiny.model
 
 
 @cache

@@ -88,7 +88,7 @@ def _read(context: click.Context, _: click.Parameter, value: str | None) -> None
 
 
 def _at_home(value: Any) -> Any:
-    """ "~/..." is in the home folder, as the shell has it of what is typed."""
+    """A value with the home folder for "~/", as the shell has it of what is typed."""
     return str(expanded(value)) if isinstance(value, str) and value.startswith("~/") else value
 
 
