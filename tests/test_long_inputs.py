@@ -109,9 +109,8 @@ def patterns() -> Iterator[None]:
 def fresh(architecture: str, pattern: AttentionPattern | None = None) -> Any:
     """A tiny backbone of the test's own, in double precision, with a pattern in it."""
     if architecture in tiny.ARCHITECTURES:
-        family, words = type(tiny.backbone(architecture)), tiny.tokenizer(architecture)
-        model = tiny._model(architecture, len(words)).double()
-        backbone = family(model, words, name=f"tiny-{architecture}")
+        backbone = tiny.fresh(architecture)
+        backbone.model.double()
     else:
         backbone = made(architecture)
     if pattern is not None:
