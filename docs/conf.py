@@ -1,4 +1,4 @@
-"""The documentation site: `sphinx-build -W docs docs/_build` (`pip install 'promptforge[docs]'`)."""
+"""The documentation site: `sphinx-build -W docs docs/_build` (`pip install '.[docs]'`)."""
 
 from __future__ import annotations
 

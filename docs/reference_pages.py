@@ -60,7 +60,7 @@ def pages() -> dict[str, str]:
     for part, title, text in (
         ("commands", "Commands", "Each has `--help`; what is wrong with a command line is said before a model loads."),
         ("components", "Components and their options", "What `promptforge plugins show NAME` prints, by role. "
-         "Options are set with `-o role.key=value`, in a task file, or as keyword arguments in Python."),
+         "Options are set with `-o role.key=value`, in `forge.toml`, or as keyword arguments in Python."),
         ("python", "Python", "All names are imported from `promptforge`, and only when they are used."),
     ):  # fmt: skip
         within = [Path(name).stem for name in found if name.startswith(f"{part}/")]

@@ -294,7 +294,7 @@ def _read(
     backbone, weights, tensors = parts.backbone, parts.weights, parts.tensors
     if data["kind"] == "head":
         head = Head(backbone.width, len(data["labels"]), data["dropout"])
-        own = {n.removeprefix("head/"): v for n, v in tensors.items() if n.startswith("head/")}
+        own = _under("head/", tensors)
         head.load_state_dict(own)
         head.to(backbone.device, next(iter(own.values())).dtype)
         added = weights.added if weights else None

@@ -79,8 +79,8 @@ class AttentionPattern(Component):
 
     globals: Literal["template", "masks", "none"] = Field(
         "template",
-        description="Tokens that see and are seen by all: special tokens, masks and the template's own "
-        "text; masks alone; or none.",
+        description="Tokens that see and are seen by all, where a pattern has such (longformer, bigbird): "
+        "special tokens, masks and the template's own text; masks alone; or none.",
     )
 
     def check(self, shape: Shape, causal: bool) -> None:

@@ -2,8 +2,8 @@
 
 Every piece that a plugin provides for a role (a verbalizer, a search, a scorer, ...) is a
 `Component`: a pydantic model whose fields are its options, so options are checked before any
-model loads, and the same names work on the command line (`-o search.candidates=500`), in a
-task file and in Python (`build("search", "petal", candidates=500)`).
+model loads, and the same names work on the command line (`-o search.candidates=500`), in
+`forge.toml` and in Python (`build("search", "petal", candidates=500)`).
 """
 
 from __future__ import annotations

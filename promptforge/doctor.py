@@ -112,7 +112,7 @@ def diagnose(only: str | None = None) -> Diagnosis:
     claims = list(_claims(found))
     _ask_the_rest(found)
     examined = {
-        info.name: _examined(info, found, claims)
+        info.name: _examined(info, claims)
         for info in found.plugins
         if only is None or info.name == only
     }
@@ -185,7 +185,7 @@ def _by_name(claims: Sequence[Claim]) -> dict[tuple[str, str], list[str]]:
 # --- one plugin ----------------------------------------------------------------------------
 
 
-def _examined(info: PluginInfo, found: PluginManager, claims: Sequence[Claim]) -> Examination:
+def _examined(info: PluginInfo, claims: Sequence[Claim]) -> Examination:
     made = Examination(
         info.name, info.module, info.distribution, info.version, info.enabled, hooks=info.hooks,
         provides=[f"{kind} {name}" for kind, name, plugin in claims if plugin == info.name],

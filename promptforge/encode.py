@@ -62,7 +62,7 @@ class Encoded:
         decoder_ids: what the decoder reads, for encoder-decoder models.
         decoder_soft: the soft prompts that stand in it too.
         reads: positions whose hidden state predicts the slots' tokens, in order (in the decoder
-            for encoder-decoder models); every slot has its `reads_per_slot`.
+            for encoder-decoder models).
         task: its number, where prompts of several tasks are read together.
         always: for each token whether it is global under an attention pattern (`Seen.always`); empty
             where nobody asks.

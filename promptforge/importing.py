@@ -20,7 +20,6 @@ from promptforge.errors import UserError, listed
 from promptforge.folders import check_new, whole
 from promptforge.plugins import component, manager
 from promptforge.task import Pattern, Task
-from promptforge.template import RESERVED
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def _checked(task: Task, remarks: list[Remark]) -> Task:
     for name, pattern in task.patterns.items():
         template = pattern.template
         try:
-            columns = [c for c in template.compiled.variables if c not in RESERVED]
+            columns = template.columns
             if not columns and not task.inputs:
                 raise UserError("it uses no column of the data.")
             if task.label_column in columns:

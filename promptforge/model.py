@@ -342,11 +342,8 @@ class PromptModel(Classifier):
                 return self.verbalizer(pattern, readout.encoded[0]).class_scores(readout)
 
         made = self._calibration.model_copy(deep=True)
-        columns = [
-            c
-            for c in self.task.patterns[pattern].template.compiled.variables
-            if c in self.task.inputs
-        ]
+        template = self.task.patterns[pattern].template
+        columns = [c for c in template.columns if c in self.task.inputs]
         made.fit(
             self.task.patterns[pattern],
             columns,

@@ -270,8 +270,6 @@ def _explained(url: str, done: str) -> Iterator[tuple[Any, str]]:
         install = (
             f"pip install {package}" if package else "pip install the one that fsspec names for it"
         )
-        if package in ("s3fs", "gcsfs"):
-            install = "pip install 'promptforge[remote]'"
         raise UserError(
             f"{url}: the driver for {protocol}:// is not installed: {install}"
         ) from None

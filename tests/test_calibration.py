@@ -26,9 +26,11 @@ def words(backbone: Any) -> dict[str, list[str]]:
     return {"x": [a], "y": [b, c], "z": [d, reference.long_word(backbone, 2)]}
 
 
-def model(architecture: str, calibration: Any, premise: str | None = None) -> PromptModel:
+def model(
+    architecture: str, calibration: Any, premise: str | None = None, source: str = SOURCE
+) -> PromptModel:
     backbone = tiny.backbone(architecture)
-    pattern = Pattern("p", Template(SOURCE, name="p"), premise=premise)
+    pattern = Pattern("p", Template(source, name="p"), premise=premise)
     task = Task("t", words(backbone), {"p": pattern}, ("text",))
     return PromptModel(backbone, task, calibration=calibration)
 
@@ -69,6 +71,9 @@ def test_contextual_divides_by_what_is_said_of_no_content(architecture: str) -> 
         ratio = [a / b for a, b in zip(p, mean, strict=True)]
         expected.append([r / sum(ratio) for r in ratio])
     check(model(architecture, "contextual"), expected)
+    by_row = SOURCE.replace("{{ text }}", '{{ row["text"] }}')
+    assert by_row != SOURCE
+    check(model(architecture, "contextual", source=by_row), expected)
 
 
 @each

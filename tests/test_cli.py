@@ -196,6 +196,18 @@ def test_search_a_table(
     assert list(ran.json["results"]) == ["dev"]
 
 
+def test_columns_are_found_in_any_template(command: Command, tiny_model: Folder) -> None:
+    """Without --text-column: `row["..."]` names one, `labels` and `demos` are none."""
+    Path("mine.csv").write_text("my text,label\ngood,a\nbad,b\nfine,a\n", encoding="utf-8")
+    for source in (
+        '{{ row["my text"] }} {{ labels | join(" or ") }}? {{ mask }}',
+        '{% for d in demos %}{{ d }} {% endfor %}{{ row["my text"] }} {{ mask }}',
+    ):
+        ran = command("evaluate", "--data", "mine.csv", "--template", source,
+                      "--model", tiny_model("bert"), "--json")  # fmt: skip
+        assert ran.code == 0 and ran.json
+
+
 def test_search_with_six_labels(command: Command, tiny_model: Folder, reviews: Path) -> None:
     texts = (reviews / "unlabeled.csv").read_text(encoding="utf-8").splitlines()[1:61]
     Path("six.jsonl").write_text(

@@ -194,7 +194,7 @@ def test_wrong_backends_are_said_before_a_model_is_loaded(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "ray" else find(name, *a)
     )
-    assert "pip install 'promptforge[ray]'" in said("--backend", "ray", "--jobs", "2")
+    assert "pip install ray" in said("--backend", "ray", "--jobs", "2")
 
 
 @pytest.mark.parametrize("wrong", [0, -2])

@@ -161,12 +161,14 @@ def test_passes_are_the_cheapest_of_all_ways_to_group_rows(lengths: list[int], o
 
 @pytest.mark.parametrize("method", ["prefix", "lora"])
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
-def test_a_task_learns_what_it_learns_alone(architecture: str, method: str) -> None:
+@pytest.mark.parametrize("kept", [{"patience": 2}, {"keep": "last"}])
+def test_a_task_learns_what_it_learns_alone(
+    architecture: str, method: str, kept: dict[str, Any]
+) -> None:
     backbone = tiny.backbone(architecture)
     settings = Settings(
-        steps=6, batch_size=3, eval_every=2, dropout=False, clip=0.05, precision="float32",
-        patience=2,
-    )  # fmt: skip
+        steps=6, batch_size=3, eval_every=2, dropout=False, clip=0.05, precision="float32", **kept
+    )
     data = tasks()
     before = {n: p.detach().clone() for n, p in backbone.parameters.items()}
     run = train_together(data, backbone=backbone, method=method, settings=settings, seed=3)

@@ -216,6 +216,8 @@ def test_pet_end_to_end_resumes_and_reloads(
     assert len(hard) == (4 if data == "both" else 0)
     assert len(last.targets) == len(hard) + 10
     assert (last.settings.steps, last.settings.rows, last.settings.rate) == (2, 4, 1e-3)
+    # as in the paper it is trained to its end: a few dev rows know less than its teachers
+    assert (last.settings.keep, last.settings.patience) == ("last", 0)
     assert last.pattern == (None if final == "head" else "a")
     assert isinstance(found, HeadModel if final == "head" else PromptModel)
     assert sorted(p.name for p in (tmp_path / "run" / "members").iterdir()) == names

@@ -24,6 +24,7 @@ from promptforge import artifact
 from promptforge.backbone.sites import attending
 from promptforge.encode import Encoded
 from promptforge.plugins import build
+from promptforge.tuning.starts import start_ids
 from promptforge.tuning.tuner import Member
 
 CLOSE = {"rtol": 0, "atol": 1e-6}
@@ -282,7 +283,8 @@ def test_starts_are_the_models_own_keys_and_values(architecture: str) -> None:
     words = tuner(backbone, PATTERN).task.words_for("p")
     labels = [t for ws in words.values() for w in ws for t in backbone.text.ids([f" {w}"])[0]]
     _, addition, _ = prepared(architecture, backbone, init="labels")
-    check_keys(backbone, addition, [labels[i % len(labels)] for i in range(6)])
+    drawn = start_ids(backbone, 6, "vocabulary", "", {}, 0, "who")
+    check_keys(backbone, addition, [*labels, *drawn][:6])
 
 
 def check_keys(backbone: Any, addition: Any, ids: list[int]) -> None:

@@ -331,6 +331,18 @@ def test_the_best_look_is_kept(
         assert torch.equal(value, seen[best - 1][name]), name
 
 
+def test_the_last_weights_are_kept_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = looks(monkeypatch, [0.1, 0.9, 0.3, 0.8])
+    made = with_dev(eval_every=3, steps=12, keep="last")
+    classifier = made.member(Member("m", made.targets(), "p", 13))
+    assert (made.trained["m"].best, made.trained["m"].best_step) == (0.8, 12)
+    made.backbone.apply(classifier.weights)
+    for name, value in made.backbone.model.named_parameters():
+        assert torch.equal(value, seen[3][name]), name
+    with pytest.raises(UserError, match=r"patience .* keep=last"):
+        settings(keep="last", patience=2)
+
+
 def test_patience_ends_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = looks(monkeypatch, [0.5, 0.6, 0.6, 0.6, 0.7, 0.7])
     made = with_dev(eval_every=1, steps=12, patience=2)

@@ -28,7 +28,6 @@ from promptforge_importers.writing import (
     Slot,
     Unconvertible,
     Value,
-    columns,
     slots,
     template,
 )
@@ -94,7 +93,6 @@ class LmBffImporter(WordsImporter):
             else:
                 words = found
         patterns: dict[str, Pattern] = {}
-        inputs: list[str] = []
         if not words and not any(line.mapping for line in lines):
             yield Remark(
                 str(path), "",
@@ -119,10 +117,9 @@ class LmBffImporter(WordsImporter):
             made = Template(template(parts), name=key, origin=str(path))
             in_order = {label: own[label] for label in words}
             patterns[key] = Pattern(key, made, in_order if own != words else None, None, line.text)
-            inputs += [c for c in columns(parts) if c not in inputs]
         if patterns:
             yield Task(
-                slug(name), words, patterns, tuple(inputs), label_column=self.label_column,
+                slug(name), words, patterns, (), label_column=self.label_column,
                 description="Prompts in the format of LM-BFF.",
             )  # fmt: skip
 

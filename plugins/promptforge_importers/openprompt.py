@@ -30,7 +30,6 @@ from promptforge_importers.writing import (
     SoftText,
     Unconvertible,
     Value,
-    columns,
     slots,
     template,
 )
@@ -83,7 +82,6 @@ class OpenPromptImporter(WordsImporter):
                 yield Remark(str(path), "", lacking)
             return
         patterns: dict[str, Pattern] = {}
-        inputs: list[str] = []
         for path in paths:
             stem = slug(path.stem)
             try:
@@ -100,14 +98,13 @@ class OpenPromptImporter(WordsImporter):
                     continue
                 made = Template(template(parts), name=name, origin=str(path))
                 patterns[name] = Pattern(name, made, description=f"{path.name}, line {number}.")
-                inputs += [c for c in columns(parts) if c not in inputs]
         if patterns:
             name = slug(
                 "-".join(folder.resolve().relative_to(root.resolve()).parts)
                 or folder.resolve().name
             )
             yield Task(
-                name, words if not self.target else {}, patterns, tuple(inputs),
+                name, words if not self.target else {}, patterns, (),
                 label_column=self.target or self.label_column, generates=self.target is not None,
                 description="Prompts in the format of OpenPrompt.",
             )  # fmt: skip

@@ -29,7 +29,6 @@ from promptforge_importers.writing import (
     Slot,
     Unconvertible,
     Value,
-    columns,
     slots,
     template,
 )
@@ -67,7 +66,6 @@ class PetImporter(NamedImporter):
         """The task of one class."""
         patterns: dict[str, Pattern] = {}
         words: Words = {}
-        inputs: list[str] = []
         seen: list[tuple[str, Words]] = []
         try:
             numbers = module.pattern_ids(name)
@@ -94,10 +92,9 @@ class PetImporter(NamedImporter):
             patterns[key] = Pattern(
                 key, made, own if own != words else None, None, f"{name}, pattern {number}."
             )
-            inputs += [c for c in columns(parts) if c not in inputs]
         if patterns:
             yield Task(
-                slug(module.registered.get(name) or re.sub(r"PVP$", "", name)), words, patterns, tuple(inputs),
+                slug(module.registered.get(name) or re.sub(r"PVP$", "", name)), words, patterns, (),
                 label_column=self.label_column, description=f"Pattern-verbalizer pairs of PET: {name}.",
             )  # fmt: skip
 

@@ -158,9 +158,8 @@ class _Rewriting:
         i = 0
         while i < len(self.tokens):
             token = self.tokens[i]
-            if token.kind == "variable_begin" and (
-                end := self._closing(i, "variable_begin", "variable_end")
-            ):
+            if token.kind == "variable_begin":
+                end = self._closing(i, "variable_end")
                 inside = self.tokens[i + 1 : end]
                 written = self._expression(inside)
                 said = re.fullmatch(r'\s*("(?:[^"\\]|\\.)*")\s*', written)
@@ -170,9 +169,8 @@ class _Rewriting:
                 else:
                     out.append(token.text + written + self.tokens[end].text)
                 i = end + 1
-            elif token.kind == "block_begin" and (
-                end := self._closing(i, "block_begin", "block_end")
-            ):
+            elif token.kind == "block_begin":
+                end = self._closing(i, "block_end")
                 out.append(
                     token.text + self._expression(self.tokens[i + 1 : end]) + self.tokens[end].text
                 )
@@ -182,7 +180,7 @@ class _Rewriting:
                 i += 1
         return "".join(out)
 
-    def _closing(self, start: int, begin: str, end: str) -> int:
+    def _closing(self, start: int, end: str) -> int:
         return next(i for i in range(start + 1, len(self.tokens)) if self.tokens[i].kind == end)
 
     def _expression(self, tokens: list[_Token]) -> str:

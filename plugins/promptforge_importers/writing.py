@@ -127,14 +127,3 @@ def _written(piece: Piece) -> str:
 def slots(pieces: Iterable[Piece]) -> int:
     """How many masks there are."""
     return sum(isinstance(piece, Slot) for piece in pieces)
-
-
-def columns(pieces: Iterable[Piece]) -> list[str]:
-    """The columns that are written as `row["name"]`, which their template does not tell."""
-    found = []
-    for piece in pieces:
-        if isinstance(piece, Value):
-            found += [
-                json.loads(m) for m in re.findall(r'row\[("(?:[^"\\]|\\.)*")\]', piece.source)
-            ]
-    return list(dict.fromkeys(found))

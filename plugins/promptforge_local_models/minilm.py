@@ -35,8 +35,8 @@ def merge(base: Path, built: Path) -> None:
 
     if not HEAD.is_file() or sha256(HEAD) != HEAD_SHA256:
         raise PromptForgeError(
-            f"{HEAD} is missing or damaged: it belongs to PromptForge. Install PromptForge again "
-            "('pip install --force-reinstall --no-deps promptforge')."
+            f"{HEAD} is missing or damaged: it belongs to PromptForge. Install PromptForge again, "
+            "from where you have it, with pip's --force-reinstall --no-deps."
         )
     tensors = merged(load_file(base / "model.safetensors"), load_file(HEAD))
     save_tensors(tensors, built / "model.safetensors")

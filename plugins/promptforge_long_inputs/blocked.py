@@ -126,7 +126,7 @@ class Blocked(AttentionPattern):
         sides = 1 if causal else 2
         return self._tile * (1 + self.random_blocks) + sides * (self.window // 2)
 
-    def _plan(self, seen: Seen, rows: int, length: int, device: torch.device) -> Tensor:
+    def _plan(self, seen: Seen, length: int, device: torch.device) -> Tensor:
         """The random blocks of each block, [rows or 1, blocks in a row, dilation, random_blocks].
 
         A row's blocks depend on its own length alone, and in a causal model on nothing that follows.
@@ -152,7 +152,7 @@ class Blocked(AttentionPattern):
         pairs = None
         if self.random_blocks:
             device = torch.device("cpu") if seen.real is None else seen.real.device
-            plan = self._plan(seen, rows, length, device).flatten(1, 2)
+            plan = self._plan(seen, length, device).flatten(1, 2)
             pairs = plan.new_zeros(*plan.shape[:2], plan.shape[1] + 1, dtype=torch.bool)
             pairs = pairs.scatter(
                 2, plan % (plan.shape[1] + 1), True
@@ -223,7 +223,7 @@ class Blocked(AttentionPattern):
                 shown = shown & (index[:, None, None, None] <= place[None, ..., None])
             global_shown = shown.flatten(0, 1)
         if self.random_blocks:
-            plan = self._plan(seen, rows, length, q.device).expand(rows, -1, -1, -1)
+            plan = self._plan(seen, length, q.device).expand(rows, -1, -1, -1)
             row = torch.arange(rows, device=q.device)[:, None, None, None]
             # In the order of the plan: [rows, count x dilation, heads, tile, size].
             pool_k, pool_v = (

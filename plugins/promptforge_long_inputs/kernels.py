@@ -238,7 +238,7 @@ def orthogonal(features: int, size: int, seed: int) -> Tensor:
 def _feature_maps() -> dict[str, FeatureMap]:
     from promptforge.plugins import manager
 
-    return FEATURE_MAPS | manager().named_values("promptforge_feature_maps")
+    return manager().named_values("promptforge_feature_maps")
 
 
 def _hide(exponents: Tensor, real: Tensor | None) -> Tensor:

@@ -35,7 +35,7 @@ class Prefix(TuningMethod):
     init: Literal["vocabulary", "text", "labels", "random"] = Field(
         "vocabulary",
         description="What they start from: what the model makes of random words, of `text`, of the "
-        "label words (repeated to fill), or noise.",
+        "label words and then random ones, or noise.",
     )
     text: str = Field(
         "", description="The text to start from, with init=text; repeated or cut to `length`."

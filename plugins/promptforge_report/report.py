@@ -112,7 +112,7 @@ def report(
             again = None
             if rows and task and not task.generates and record.results is not None:
                 again = reread(record, rows, examples=examples, device=device, report=report)
-            shown = _shown(record, examples, report)
+            shown = _shown(record, examples)
             views.append(view(record, name, number, drawn=drawn, rows=shown, reread=again))
             meter.advance()
     comparison = compared(records, names) if len(records) > 1 else None
@@ -180,9 +180,7 @@ def _examples(
     return task.examples(data, report, complete=False, reader=reader)
 
 
-def _shown(
-    record: Record, examples: Sequence[Example], report: Reporter
-) -> list[tuple[int, Mapping[str, Any]]]:
+def _shown(record: Record, examples: Sequence[Example]) -> list[tuple[int, Mapping[str, Any]]]:
     """Rows to render templates on: of --data, else of the run, else of its task's own tables."""
     if examples:
         return [(e.number, e.row) for e in examples[:SHOWN]]

@@ -49,7 +49,7 @@ _OLD = (
     "model reads labelled rows again."
 )
 _NO_ROWS = "The run had neither dev nor test rows to measure on."
-_NO_PLOTS = "Plots need matplotlib: pip install 'promptforge[plots]'."
+_NO_PLOTS = "Plots need matplotlib: pip install matplotlib."
 
 
 @dataclass

@@ -40,7 +40,7 @@ class PromptTuning(TuningMethod):
     init: Literal["vocabulary", "text", "labels"] = Field(
         "vocabulary",
         description="What the tokens before the prompt start from: random words, `text`, or the label "
-        "words (repeated to fill). The template's own start from what the template says.",
+        "words and then random ones. The template's own start from what the template says.",
     )
     text: str = Field(
         "", description="The text to start from, with init=text; repeated or cut to `tokens`."

@@ -153,6 +153,8 @@ def show(found: Comparison, worth: dict[str, float | None] | None) -> None:
     out.print(
         table, f"[dim]{found.rows} test rows; p: paired t-test over the seeds against the best[/]"
     )
+    least = min((line["shots"] or 0 for line in lines), default=0)
     for name, rows in (worth or {}).items():
-        many = "more rows than were tried" if rows is None else f"about {rows:.0f} rows a label"
+        about = "at most" if rows == least else "about"
+        many = "more rows than were tried" if rows is None else f"{about} {rows:.0f} rows a label"
         out.print(f"{plain(name)}: fine-tuning needs {many} to be as good.")

@@ -86,9 +86,7 @@ def _check_plot(path: Path) -> None:
     try:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
-        raise UserError(
-            "--plot needs matplotlib: pip install 'promptforge[plots]', or use --json."
-        ) from None
+        raise UserError("--plot needs matplotlib: pip install matplotlib, or use --json.") from None
     if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
         raise UserError(f"--plot {path}: the format is told from the ending: .svg, .png or .pdf.")
     check_target(path)

@@ -11,7 +11,7 @@ import rich_click as click
 from promptforge.cli.common import console, json_option, plain, print_json, reporter
 from promptforge.cli.config import with_config
 from promptforge.cli.options import model_options, output_options, task_options
-from promptforge.cli.predict import check_output, chunks, fingerprint
+from promptforge.cli.predict import check_output, chunks, fingerprint, written
 from promptforge.cli.setup import Setup, adapter_weights, load, open_task
 from promptforge.cli.tuned import limit, reading
 from promptforge.errors import UserError
@@ -72,7 +72,7 @@ def generate(
     given = {k: params[k] for k in Decoding.model_fields if params.get(k) not in (None, False)}
     Decoding.of(**given)  # what is wrong is said before the model loads
     source = setup.table("test")
-    check_output(output, source, [COLUMN], setup)
+    check_output(output, source, [COLUMN], setup.task.inputs, setup.reader)
     if as_json:
         if output != "-" or resume:
             raise UserError(
@@ -97,9 +97,7 @@ def _stream(setup: Setup, source: str, out: Any, given: Mapping[str, Any], chunk
     generator = _generator(setup)
     generator.warn_cuts = False
     decoding = _decoding(generator, given)
-    with out as writer, setup.report.meter("Generating", None) as meter:
-        if writer.done:
-            setup.report.note(f"Going on after {writer.done} rows")
+    with written(out, setup.report) as writer, setup.report.meter("Generating", None) as meter:
         before = writer.done
         rows = iter_rows(source, setup.task.inputs, skip=before, reader=setup.reader)
         try:
@@ -109,12 +107,6 @@ def _stream(setup: Setup, source: str, out: Any, given: Mapping[str, Any], chunk
                 texts = generator.generate(part, drawn, meter=meter)
                 pairs = zip(part, texts, strict=True)
                 writer.write([{**row, COLUMN: text} for row, text in pairs])
-        except KeyboardInterrupt:
-            if out.path is not None and writer.rows:
-                setup.report.note(
-                    f"{writer.rows} rows are safe in {writer.partial}: go on with --resume."
-                )
-            raise
         finally:
             if generator.cut_rows:
                 setup.report.warn(generator.cuts(writer.rows - before))

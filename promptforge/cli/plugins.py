@@ -77,7 +77,7 @@ def show(name: str, as_json: bool) -> None:
     if not chosen:
         chosen = [(r, n) for r, n in everything if registries[r].provider(n) == name]
     if not chosen and name not in plugin_names:
-        known = [*(n for _, n in everything), *plugin_names]
+        known = [*dict.fromkeys(n for _, n in everything), *plugin_names]
         raise UserError(
             f"There is no plugin or component {name!r}.{did_you_mean(name, known)} There are: {listed(known, 40)}."
         )
@@ -101,7 +101,7 @@ def show(name: str, as_json: bool) -> None:
     for role, n in chosen:
         cls = registries[role].get(n)
         out.print(
-            f"[bold cyan]{n}[/], a {role} of the plugin [bold]{registries[role].provider(n)}[/]\n"
+            f"[bold cyan]{n}[/], {'an' if role[0] in 'aeiou' else 'a'} {role} of the plugin [bold]{registries[role].provider(n)}[/]\n"
         )
         out.print(inspect.getdoc(cls) or "", markup=False)
         table = Table(show_edge=False)
@@ -110,9 +110,7 @@ def show(name: str, as_json: bool) -> None:
         for row in cls.option_table():
             table.add_row(
                 row["name"],
-                row["type"].replace("[", r"\["),
-                row["default"].replace("[", r"\["),
-                row["description"],
+                *(plain(row[key]) for key in ("type", "default", "description")),
             )
         if table.row_count:
             out.print("", table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,8 @@ from promptforge.errors import UserError
 if TYPE_CHECKING:
     from promptforge.classifier import Classifier
     from promptforge.cli.setup import Setup
-    from promptforge.data import Row
+    from promptforge.data import AnyReader, Row
+    from promptforge.output import RowWriter
     from promptforge.progress import Reporter
 
 
@@ -55,7 +57,7 @@ def predict(output: str, format_: str, chunk: int, resume: bool, **params: Any) 
     to_file = output != "-"
     added = ["prediction", *(f"probability_{label}" for label in task.classes)]
     added += ["exit_layer"] if params["exit_policy"] else []
-    check_output(output, source, added, setup)
+    check_output(output, source, added, task.inputs, setup.reader)
     # What cannot be written is said before the model loads.
     out = RowWriter(
         output if to_file else None,
@@ -77,23 +79,31 @@ def predict(output: str, format_: str, chunk: int, resume: bool, **params: Any) 
     # A cell of a text table holds one text.
     join = task.multi_label.joined if task.multi_label and out.format in ("csv", "tsv") else None
     asked = len(task.classes) if task.multi_label else 1
-    with out as writer, setup.report.meter("Predicting", None) as meter:
-        if writer.done:
-            setup.report.note(f"Going on after {writer.done} rows")
+    with written(out, setup.report) as writer, setup.report.meter("Predicting", None) as meter:
         before = writer.done
         rows = iter_rows(source, task.inputs, skip=before, reader=setup.reader)
         try:
             for part in chunks(rows, chunk):
                 writer.write(_predicted(model, part, join))
                 meter.advance(len(part))
+        finally:
+            warn_cuts(reader, (writer.rows - before) * asked, setup.report)
+
+
+@contextmanager
+def written(out: RowWriter, report: Reporter) -> Iterator[RowWriter]:
+    """Open a writer; say where an earlier run stopped and, after Ctrl-C, how to go on."""
+    with out as writer:
+        if writer.done:
+            report.note(f"Going on after {writer.done} rows")
+        try:
+            yield writer
         except KeyboardInterrupt:
-            if to_file and writer.rows:
-                setup.report.note(
+            if writer.path is not None and writer.rows:
+                report.note(
                     f"{writer.rows} rows are safe in {writer.partial}: go on with --resume."
                 )
             raise
-        finally:
-            warn_cuts(reader, (writer.rows - before) * asked, setup.report)
 
 
 def warn_cuts(model: Classifier, rows: int, report: Reporter, who: str = "") -> None:
@@ -145,14 +155,16 @@ def chunks(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
         yield part
 
 
-def check_output(output: str, source: str, added: Sequence[str], setup: Setup) -> None:
-    """Raise a `UserError` where the output is the input, or a column is in both."""
+def check_output(
+    output: str, source: str, added: Sequence[str], inputs: Sequence[str], reader: AnyReader
+) -> None:
+    """Raise a `UserError` where the output is the input, or has one of the columns `added`."""
     from promptforge.data import iter_rows
 
     same = output != "-" and Path(output).is_file() and Path(source).is_file()
     if same and Path(output).samefile(source):
         raise UserError(f"{output} is the input: name another file for the output.")
-    first = next(iter_rows(source, setup.task.inputs, reader=setup.reader), None)
+    first = next(iter_rows(source, inputs, reader=reader), None)
     if clash := [c for c in added if first is not None and c in first]:
         raise UserError(
             f"{source} already has a column {clash[0]!r}: rename it, since this command writes that column."

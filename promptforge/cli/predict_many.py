@@ -46,10 +46,9 @@ def predict_many(
     row's --task-column holds the task's name, or the NAME given here. Writes every input column,
     then `prediction` and `probability`, and in jsonl `probabilities`, one per label.
     """
-    from promptforge.cli.predict import chunks, warn_cuts
+    from promptforge.cli.predict import check_output, chunks, warn_cuts, written
     from promptforge.cli.setup import options_of
     from promptforge.cli.tuned import digest
-    from promptforge.data import iter_rows
     from promptforge.model import PromptModel
     from promptforge.multilabel import LABEL, MultiLabelModel
     from promptforge.output import RowWriter
@@ -58,14 +57,8 @@ def predict_many(
     found = named(artifacts)
     _, reader = options_of({**params, "data": data}, {}, data)
     to_file = output != "-"
-    if to_file and Path(output).is_file() and Path(data).is_file() and Path(output).samefile(data):
-        raise UserError(f"{output} is the input: name another file for the output.")
-    first = next(iter_rows(data, (task_column,), reader=reader), None)
     added = ("prediction", "probability", "probabilities")
-    if clash := [c for c in added if first is not None and c in first]:
-        raise UserError(
-            f"{data} already has a column {clash[0]!r}: rename it, since predict-many writes that column."
-        )
+    check_output(output, data, added, (task_column,), reader)
     told = {name: digest(folder) for name, folder in found.items()}
     out = RowWriter(
         output if to_file else None,
@@ -89,9 +82,7 @@ def predict_many(
         asks = LABEL if isinstance(classifier, MultiLabelModel) else None
         inputs[name] = [c for c in model.task.inputs if c != asks]
     counts = dict.fromkeys(bank, 0)
-    with out as writer, report.meter("Predicting", None) as meter:
-        if writer.done:
-            report.note(f"Going on after {writer.done} rows")
+    with written(out, report) as writer, report.meter("Predicting", None) as meter:
         rows = _checked(data, task_column, inputs, reader, writer.done)
         try:
             for part in chunks(rows, chunk):
@@ -99,12 +90,6 @@ def predict_many(
                 for row in part:
                     counts[str(row[task_column])] += 1
                 meter.advance(len(part))
-        except KeyboardInterrupt:
-            if to_file and writer.rows:
-                report.note(
-                    f"{writer.rows} rows are safe in {writer.partial}: go on with --resume."
-                )
-            raise
         finally:
             for name, model in models.items():
                 asked = len(bank[name].labels) if bank[name] is not model else 1

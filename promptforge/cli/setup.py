@@ -133,7 +133,7 @@ def open_task(
                 "with --template, for example --template '{{ text }} It was {{ mask }}'."
             )
         columns = params.get("text_column") or tuple(
-            dict.fromkeys(c for t in templates for c in t.compiled.variables)
+            dict.fromkeys(c for t in templates for c in t.columns)
         )
         label_column = params.get("label_column") or "label"
         options, reader = options_of(params, roles or {}, table)
@@ -144,8 +144,9 @@ def open_task(
             )  # fmt: skip
         elif words:
             task = Task.inline(
-                templates, labels=words.labels, label_column=label_column, inputs=columns
-            )
+                templates, labels=words.labels, label_column=label_column, inputs=columns,
+                name=Path(table).stem,
+            )  # fmt: skip
         elif labelled:
             task, found = task_from_data(
                 table, columns, label_column, templates, report, reader=reader

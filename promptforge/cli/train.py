@@ -48,7 +48,10 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
     "patience": (click.IntRange(min=0), "Looks at dev without gain before a training stops; 0: never."),
     "eval_every": (click.IntRange(min=0), "Steps between looks at dev; 0: ten looks in all."),
     "accumulate": (click.IntRange(min=1), "Parts that a batch is computed in. [default: 1]"),
-    "precision": (click.Choice(["auto", "float32", "bfloat16"]), "[default: auto]"),
+    "precision": (
+        click.Choice(["auto", "float32", "bfloat16"]),
+        "What a training is computed in; auto: bfloat16 where the processor or GPU has it. [default: auto]",
+    ),
     "checkpointing": (bool, "Compute layers again in the backward pass: less memory, more time."),
 }  # fmt: skip
 _SEVERAL = {"batch_size", "learning_rate"}
@@ -69,7 +72,7 @@ def setting_options(function: Any, *, choosing: bool = True) -> Any:
 def tuning_options(function: Any, *, several: bool = False) -> Any:
     """What is tuned and on which rows; with `several`, TASK=FILE for each of many tasks."""
     options: list[Callable[[Any], Any]] = [
-        click.option("--method", default="all", show_default=True, help="What is trained: all, head, bitfit or a plugin's."),
+        click.option("--method", default="all", show_default=True, help="What is trained: all, prefix, adapter, lora, ... ('promptforge plugins list')."),
         click.option("--verbalizer", help="verbalizer.json of a search, or the name of a verbalizer."),
         click.option("--demonstrations", help="Show labelled rows in the prompt: lm-bff, random or a plugin's."),
         click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True,
@@ -188,8 +191,8 @@ def train(as_json: bool, strategy: str, run_: str | None, resume: bool, **params
 
     backbone = load(params, report, setup.task)
     if seeds:
-        jobs = {seed: f"{name}-{seed}" for seed in seeds}
-        train_seeds(setup.task, rows, jobs, backbone, params, options, common, home, as_json)
+        names = {seed: f"{name}-{seed}" for seed in seeds}
+        train_seeds(setup.task, rows, names, backbone, params, options, common, home, as_json)
         return
     with kept(folder, report):
         run = tune(

@@ -142,7 +142,7 @@ def exit_curve(
     report = report or Reporter()
     model = exit_model(classifier)
     play = _Play(classifier, model, examples)
-    points = [p for name in _names(policies, model) for p in play.points(name, options or {})]
+    points = [p for name in _names(policies) for p in play.points(name, options or {})]
     if not points:
         raise UserError(f"None of {listed(list(policies))} works with what this task predicts.")
     chosen = {name: _worth_timing(points, name, max_drop) for name in {p.policy for p in points}}
@@ -161,7 +161,7 @@ def exit_curve(
     )  # fmt: skip
 
 
-def _names(policies: Sequence[str], model: ExitModel) -> list[str]:
+def _names(policies: Sequence[str]) -> list[str]:
     for name in policies:
         component("exit-policy", name)
     known = manager().registry("exit-policy").names()
@@ -316,9 +316,7 @@ def plot(curve: ExitCurve, path: str | Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError(
-            "--plot needs matplotlib: pip install 'promptforge[plots]', or use --json."
-        ) from None
+        raise UserError("--plot needs matplotlib: pip install matplotlib, or use --json.") from None
     size = min(curve.seconds)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)

@@ -86,5 +86,5 @@ def need_metrics() -> None:
         import sacrebleu  # noqa: F401
     except ImportError:
         raise UserError(
-            "BLEU and ROUGE need sacrebleu and rouge-score: pip install 'promptforge[generation]'."
+            "BLEU and ROUGE need sacrebleu and rouge-score: pip install sacrebleu rouge-score."
         ) from None

@@ -28,7 +28,7 @@ class Backend(Component):
     """A place for jobs."""
 
     role: ClassVar[str] = "backend"
-    #: modules that it needs; an extra of its name installs them
+    #: modules that it needs, by the names that install them
     modules: ClassVar[tuple[str, ...]] = ()
 
     def check(self) -> None:
@@ -36,7 +36,7 @@ class Backend(Component):
         for module in self.modules:
             if importlib.util.find_spec(module) is None:
                 raise UserError(
-                    f"backend {self.name!r} needs the package {module}: pip install 'promptforge[{self.name}]'"
+                    f"backend {self.name!r} needs the package {module}: pip install {' '.join(self.modules)}"
                 )
 
     @abstractmethod

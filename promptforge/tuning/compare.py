@@ -160,7 +160,8 @@ class Comparison:
         """How many rows of each label the baseline needs to reach each other contender's mean.
 
         Read off the baseline's curve, straight between its points in the logarithm of the rows;
-        None where it does not get there with the rows it was given.
+        None where it does not get there with the rows it was given. The least that was tried is
+        enough where its first point is as good already.
         """
         score = self.figures[0]
         curve = [(s["shots"], s[score]) for s in self.summary() if s["contender"] == baseline]

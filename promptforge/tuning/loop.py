@@ -93,7 +93,8 @@ class Trained:
     Attributes:
         steps: updates made.
         loss: mean loss of the last tenth of them.
-        best: highest score on the development rows, where there were any, and its step.
+        best: score of the kept weights on the development rows, where there were any, and their
+            step: the highest, or with `keep="last"` the last.
         curve: step, loss, and score where it was looked at.
         parameters: how many were trained; of a table of word embeddings, those of the words in use.
     """
@@ -116,7 +117,7 @@ class Training:
         settings: one pair of learning rate and batch size.
         seed: decides order and dropout.
         folder: where checkpoint and metrics are written; None: nowhere.
-        score: the score on the development rows, higher is better; the best weights are kept.
+        score: the score on the development rows, higher is better.
         identity: what a checkpoint must have been made from to be gone on with.
         log: is given loss, learning rate and score of each step.
     """
@@ -151,7 +152,7 @@ class Training:
         self.half_made = True
 
     def run(self, label: str = "Training") -> Trained:
-        """Train to the end, or from the checkpoint to the end; the best weights stay in place.
+        """Train to the end, or from the checkpoint to the end; the weights to keep stay in place.
 
         Raises:
             PromptForgeError: the loss is not finite, or a checkpoint of another training.
@@ -275,8 +276,10 @@ class Training:
         if self.accelerator.num_processes > 1:
             score = float(broadcast(torch.tensor(score, device=self.accelerator.device)))
         self._check_finite(score, "score on the development rows", state.steps)
+        if self.settings.keep == "last":
+            state.best, state.best_step = score, state.steps
         # The later of two equal looks has seen more rows.
-        if state.best is None or score >= state.best:
+        elif state.best is None or score >= state.best:
             self.bad_looks = 0 if state.best is None or score > state.best else self.bad_looks + 1
             state.best, state.best_step = score, state.steps
             self.best = {n: p.detach().clone() for n, p in self.parameters.items()}

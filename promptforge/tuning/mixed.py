@@ -323,7 +323,7 @@ class TogetherTraining(Training):
             score, best = looked[number], state.get("best", -math.inf)
             # The later of two equal looks has seen more rows.
             state["bad_looks"] = 0 if score > best else state["bad_looks"] + 1
-            if score >= best:
+            if score >= best or self.settings.keep == "last":
                 state |= {"best": score, "best_step": self.state.steps}
                 kept |= {name: self.parameters[name].detach().clone() for name in names}
         mean = float(np.mean(list(looked.values())))

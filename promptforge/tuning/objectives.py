@@ -342,11 +342,8 @@ class Texts:
         """Summaries of texts in one batch, [rows, d]; keeps gradients."""
         batch = self.backbone.collate(encoded, list(range(len(encoded))))
         compact = self.backbone.compact
-        if compact is None:
+        with compact.used() if compact else nullcontext():
             states = self.backbone.hidden(batch)
-        else:
-            with compact.used():
-                states = self.backbone.hidden(batch)
         return mean_of_rows(states, batch.rows, len(encoded))
 
     def pooled_layers(self, encoded: Sequence[Encoded]) -> Tensor:

@@ -209,10 +209,6 @@ class RunFolder:
         folder = self.path / "members"
         return sorted(p.parent.name for p in folder.glob(f"*/{ARTIFACT_FILE}"))
 
-    def remove_members(self) -> None:
-        """Delete the members' folders; the artifact has what it needs."""
-        shutil.rmtree(self.path / "members", ignore_errors=True)
-
 
 def check_place(path: Path, option: str = "--run") -> None:
     """Raise a `UserError` where a folder can be neither used nor made.

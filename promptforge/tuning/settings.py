@@ -48,6 +48,9 @@ class Settings(BaseModel):
     patience: int = Field(
         0, ge=0, description="Looks without gain before a training stops; 0: never stops early."
     )
+    keep: Literal["best", "last"] = Field(
+        "best", description="Which weights stay: those best on the development rows, or the last."
+    )
     save_every: int = Field(
         0, ge=0, description="Steps between checkpoints; 0: about once a minute."
     )
@@ -68,6 +71,11 @@ class Settings(BaseModel):
                     else f"setting {key}: {problem['msg']} (given: {problem['input']!r})."
                 )
             raise UserError("\n".join(dict.fromkeys(lines))) from None
+        if made.patience and made.keep == "last":
+            raise UserError(
+                "patience stops where the best weights are behind, and keep=last keeps the last: "
+                "leave one of them out."
+            )
         for one in made.grid(default=1.0):
             if not (one.rate > 0 and one.rows >= 1):
                 raise UserError("learning_rate and batch_size must be above zero.")

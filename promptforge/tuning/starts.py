@@ -31,21 +31,17 @@ def full(value: Tensor) -> Tensor:
 def start_ids(
     backbone: Backbone, n: int, init: str, text: str, words: Words, seed: int, who: str
 ) -> list[int]:
-    """`n` token ids to start from: random words, a text, or the label words, repeated to fill.
+    """`n` token ids to start from: random words, a text, repeated to fill, or the label words.
 
-    Labels take turns, so that each has a word among the `n` where these are fewer than all words.
+    After the label words come random ones, as in Lester et al. 2021 (section 3.2): copies of a
+    few vectors learn nearly the same. Labels take turns, so that each has a word among the `n` where
+    these are fewer than all words.
 
     Raises:
         UserError: there is no text, or there are no label words, to start from.
     """
     if init == "vocabulary":
-        draw = random.Random(seed)
-        ids: list[int] = []
-        while len(ids) < n:
-            token = draw.randrange(backbone.frame.vocabulary)
-            if token not in backbone.text.special_ids:
-                ids.append(token)
-        return ids
+        return _random_ids(backbone, n, seed)
     if init == "labels":
         source = in_turns([list(ws) for ws in words.values()])
         if not source:
@@ -54,12 +50,22 @@ def start_ids(
         firsts = parts[: sum(1 for ws in words.values() if ws)]
         if sum(map(len, firsts)) > n:  # not even one whole word of each label
             parts = [in_turns(firsts)]
-    else:
-        if not text.strip():
-            raise UserError(f"{who}: init=text needs the option text.")
-        parts = backbone.text.ids([text])
-    found = [token for part in parts for token in part]
+        found = [token for part in parts for token in part][:n]
+        return found + _random_ids(backbone, n - len(found), seed)
+    if not text.strip():
+        raise UserError(f"{who}: init=text needs the option text.")
+    (found,) = backbone.text.ids([text])
     return [found[i % len(found)] for i in range(n)]
+
+
+def _random_ids(backbone: Backbone, n: int, seed: int) -> list[int]:
+    draw = random.Random(seed)
+    ids: list[int] = []
+    while len(ids) < n:
+        token = draw.randrange(backbone.frame.vocabulary)
+        if token not in backbone.text.special_ids:
+            ids.append(token)
+    return ids
 
 
 def in_turns(groups: Sequence[Sequence[Item]]) -> list[Item]:
