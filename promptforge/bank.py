@@ -17,7 +17,7 @@ from promptforge.backbone.addition import Addition, Folded
 from promptforge.backbone.attached import check_names
 from promptforge.backbone.base import Backbone
 from promptforge.backbone.weights import Weights
-from promptforge.classifier import Classifier, Probabilities
+from promptforge.classifier import Classifier, Probabilities, finite
 from promptforge.encode import Encoded
 from promptforge.errors import UserError, did_you_mean
 from promptforge.model import PromptModel
@@ -252,7 +252,7 @@ class TaskBank:
                 continue
             if isinstance(classifier, MultiLabelModel):
                 parts = classifier.of_answers(parts)
-            probabilities = classifier.combined(parts)
+            probabilities = finite(classifier.combined(parts))
             out |= {i: (classifier, p) for i, p in zip(places[name], probabilities, strict=True)}
         return [out[i] for i in range(len(rows))]
 

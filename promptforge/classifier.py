@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptforge.data import Example
-from promptforge.errors import UserError, did_you_mean, listed
+from promptforge.errors import PromptForgeError, UserError, did_you_mean, listed
 from promptforge.evaluation import AnyEvaluation, Evaluation, RegressionEvaluation
 from promptforge.plugins import manager
 from promptforge.scale import Scale
@@ -51,6 +51,7 @@ class Classifier(ABC):
 
         Raises:
             UserError: a row that is no mapping of columns to values, or does not fit a template.
+            PromptForgeError: scores that are no numbers.
         """
         rows = list(rows)
         for number, row in enumerate(rows, start=1):
@@ -59,7 +60,7 @@ class Classifier(ABC):
                     f"Row {number} is {type(row).__name__}: give a sequence of mappings of column to value, "
                     "for example [{'text': 'A fine film.'}]."
                 )
-        return self.combined(self.part_probabilities(rows))
+        return finite(self.combined(self.part_probabilities(rows)))
 
     def predict(self, rows: Rows) -> list[Any]:
         """The most probable label of each row; with a scale, its number."""
@@ -88,7 +89,7 @@ class Classifier(ABC):
             found[ENSEMBLE] = self.combined(found)
         if keep is not None:
             keep.update(found)
-        out = {name: self._evaluation(examples, p) for name, p in found.items()}
+        out = {name: self._evaluation(examples, finite(p)) for name, p in found.items()}
         for evaluation in out.values():
             manager().pm.hook.promptforge_evaluated(evaluation=evaluation)
         return out
@@ -107,6 +108,17 @@ class Classifier(ABC):
         if len(truth) < len(examples):
             raise UserError("The model predicts numbers, and some rows to measure on have none.")
         return RegressionEvaluation.of(truth, self.scale.numbers(probabilities))
+
+
+def finite(probabilities: Probabilities) -> Probabilities:
+    """The same; a `PromptForgeError` where some are no numbers, of which `argmax` makes a label."""
+    if wrong := int((~np.isfinite(probabilities)).any(-1).sum()):
+        raise PromptForgeError(
+            f"The scores of {wrong} of {len(probabilities)} rows are not finite: the model's numbers are too "
+            "large for its precision. Read it with --dtype float32 (or bfloat16), or tune it anew at a "
+            "lower learning rate."
+        )
+    return probabilities
 
 
 def check_labels(examples: Sequence[Example], labels: Sequence[str], origin: str) -> None:

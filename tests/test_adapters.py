@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from promptforge import UserError
+from promptforge.components import parse_options
+from promptforge.plugins import build, component
 from tests import adding
 
 each = pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
@@ -253,6 +255,18 @@ def test_two_that_change_one_matrix() -> None:
         adding.added(adding.tuner(tiny.fresh("bert"), "combined", methods=methods))
     with pytest.raises(UserError, match="two methods or more"):
         adding.added(adding.tuner(tiny.fresh("bert"), "combined", methods={"prefix": {}}))
+    twice: list[dict[str, Any]] = [{"prefix": {}, "mam": {}}, {"prompt-tuning": {}, "p-tuning": {}}]
+    for methods in twice:
+        with pytest.raises(UserError, match="method 'combined': two methods add to"):
+            adding.added(adding.tuner(tiny.fresh("bert"), "combined", methods=methods))
+
+
+def test_one_option_of_mam_is_set_alone() -> None:
+    found = parse_options(
+        ["method.methods.prefix.length=3"], {"method": component("method", "mam")}
+    )
+    methods = build("method", "mam", **found["method"]).methods
+    assert methods == {"prefix": {"length": 3}, "scaled-parallel": {"size": 48}}
 
 
 def test_the_command_says_how_many_parameters(

@@ -66,6 +66,12 @@ def test_a_section_that_nobody_reads(command: Command) -> None:
     assert ran.code == 2 and "[merge] would never be read" in said(ran)
 
 
+def test_a_command_that_is_no_section(command: Command) -> None:
+    Path("forge.toml").write_text("evaluate = 'x'\n", encoding="utf-8")
+    ran = command("evaluate", "reviews")
+    assert ran.code == 2 and "'evaluate' is a command: write [evaluate]" in said(ran)
+
+
 def test_evaluate(command: Command, tiny_model: Folder, reviews: Path) -> None:
     lines = ("[evaluate]", f"model = '{tiny_model('bert')}'", "limit = 4", "pattern = 'it-was'",
              "json = true")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from promptforge import artifact
+from promptforge import UserError, artifact
 from tests import adding
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -89,3 +90,17 @@ def test_states_stay_in_the_models_precision(kind: str) -> None:
         assert logits.dtype == (torch.bfloat16 if half else torch.float32)
         found.append(logits.float().numpy())
     assert np.abs(found[0] - found[1]).max() < 0.05 * np.abs(found[0]).max()
+
+
+def test_a_model_in_float16_is_trained_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the processor is fast in: bfloat16's products and float16's do not mix."""
+    monkeypatch.setattr("promptforge.tuning.precision._has_bfloat16", lambda device: True)
+    backbone = tiny.fresh("llama")
+    backbone.model.half()
+    tuner = adding.tuner(backbone, "lora", steps=2)
+    tuner.settings = tuner.settings.model_copy(update={"precision": "auto"})
+    assert math.isfinite(adding.trained(tuner).predict_proba([{"text": "a fine film"}]).sum())
+    tuner.settings = tuner.settings.model_copy(update={"precision": "bfloat16"})
+    tuner.trained = {}
+    with pytest.raises(UserError, match="a model in float16"):
+        adding.trained(tuner)

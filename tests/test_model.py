@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from promptforge import (
+    PromptForgeError,
     PromptModel,
     Settings,
     Task,
@@ -373,3 +374,17 @@ def test_a_selector_given_to_two_trainings_is_shared_by_neither() -> None:
     ]
     assert [m.demonstrations.fitted_on for m in models] == [rows[:4], rows[4:]]  # type: ignore[attr-defined]
     assert selector.fitted_on == ()
+
+
+def test_scores_that_are_no_numbers_are_no_label() -> None:
+    """The argmax of NaN is the first label, and would pass for an answer."""
+    backbone = tiny.fresh("bert")
+    task = Task.load(tiny.EXAMPLES).choose(["it-was"])
+    with torch.no_grad():
+        backbone.model.get_input_embeddings().weight.fill_(torch.inf)
+    model = PromptModel(backbone, task)
+    rows = [{"text": "a fine film"}, {"text": "a dull one"}]
+    with pytest.raises(PromptForgeError, match="The scores of 2 of 2 rows are not finite"):
+        model.predict(rows)
+    with pytest.raises(PromptForgeError, match="not finite"):
+        model.evaluate([Example(row, "negative", 1) for row in rows])

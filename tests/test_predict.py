@@ -104,6 +104,9 @@ def test_one_warning_for_all_cut_rows(
     two = ("--pattern", "it-was", "--pattern", "tone", "--data", "long.csv")
     ran = command(*base, *two)
     assert "10 of 30 (pattern it-was), 10 of 30 (pattern tone) rows were cut" in ran.err
+    drawn = ("--pattern", "it-was", "--demonstrations", "random", "--samples", 2)
+    ran = command(*base, *drawn, "--data", "long.csv")
+    assert re.search(r"\d+ of 60 prompts were cut", ran.err), ran.err
 
 
 def test_label_words_of_a_search_without_a_task(

@@ -157,6 +157,10 @@ def test_what_is_finished_is_not_trained_again(
             "-o", "strategy.repetitions=2"]  # fmt: skip
     assert command(*args).code == 0
     before, figured = Path("mine/artifact/members"), figures(Path("mine"))
+    took = json.loads(Path("mine/results.json").read_text(encoding="utf-8"))["seconds"]
+    config = json.loads(Path("mine/config.json").read_text(encoding="utf-8"))
+    assert config["settings"].pop("keep") == "best"  # as in a run from before it was a setting
+    Path("mine/config.json").write_text(json.dumps(config), encoding="utf-8")
     kept = {p.relative_to(before): p.read_bytes() for p in before.rglob("*.safetensors")}
     assert len(kept) == 4
     for path in ("artifact", "members/tone-2"):
@@ -171,7 +175,9 @@ def test_what_is_finished_is_not_trained_again(
 
     monkeypatch.setattr(Training, "run", spy)
     assert (
-        command("runs", "list", "--folder", ".", "--json").json[0]["state"].startswith("3 members")
+        command("runs", "list", "--folder", ".", "--json")
+        .json[0]["state"]
+        .startswith("3 trainings")
     )
     assert command(*args, "--resume").code == 0
     assert trained == ["Tuning tone-2"]
@@ -179,6 +185,9 @@ def test_what_is_finished_is_not_trained_again(
     assert figures(Path("mine")) == figured
     assert command(*args, "--resume").code == 0
     assert len(trained) == 1
+    # What was only read again is not said to have taken no time.
+    again = json.loads(Path("mine/results.json").read_text(encoding="utf-8"))["seconds"]
+    assert 0.5 * took < again
 
 
 def test_a_grid_goes_on_where_it_stood(

@@ -121,6 +121,14 @@ def test_a_mistake_leaves_the_folder_free(
     assert command(*args, "--steps", 2, "--resume").code == 0
 
 
+def test_another_folder_is_refused_before_a_model_loads(
+    command: Command, reviews: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.txt").touch()
+    said = error(command("train", reviews, "--model", "nowhere", "--run", tmp_path))
+    assert "holds something else than a run" in said
+
+
 def test_a_folder_that_may_not_be_written_to(
     command: Command, options: Sequence[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

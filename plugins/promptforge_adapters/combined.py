@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
 from promptforge import TuningMethod, UserError
@@ -41,8 +41,8 @@ class Combined(TuningMethod):
         """All that they add.
 
         Raises:
-            UserError: one of them adds nothing, puts modules of its own into the model, or changes the
-                matrix that another changes.
+            UserError: one of them adds nothing, puts modules of its own into the model, or adds to
+                what another adds to.
         """
         made: dict[str, Computed] = {}
         for name, part in self._parts().items():
@@ -54,10 +54,14 @@ class Combined(TuningMethod):
             made[name] = added
         joined = Joined(made)
         try:
-            joined.deltas()
+            for found in (joined.soft, joined.prefixes, joined.deltas):
+                found()
         except ValueError as error:
             raise UserError(f"method {self.name!r}: {error}.") from None
         return joined
+
+
+_MAM: dict[str, dict[str, Any]] = {"prefix": {"length": 10}, "scaled-parallel": {"size": 48}}
 
 
 class MAM(Combined):
@@ -70,6 +74,10 @@ class MAM(Combined):
     name: ClassVar[str] = "mam"
 
     methods: dict[str, dict[str, Any]] = Field(
-        {"prefix": {"length": 10}, "scaled-parallel": {"size": 48}},
-        description="Name of a method -> its options.",
+        _MAM, description="Name of a method -> its options; of the two one can be set alone."
     )
+
+    @field_validator("methods")
+    @classmethod
+    def _both(cls, given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return _MAM | given if given.keys() <= _MAM.keys() else given

@@ -45,7 +45,7 @@ class LanguageHead:
         sliced = (
             words is not None
             and isinstance(head, nn.Linear)
-            and head.out_features == model.get_input_embeddings().num_embeddings
+            and head.out_features == model.get_input_embeddings().weight.shape[0]
         )
         with self._lock:
             try:

@@ -53,7 +53,11 @@ def _read(context: click.Context, _: click.Parameter, value: str | None) -> None
     group = context.find_root()
     commands = group.command.list_commands(group) if isinstance(group.command, click.Group) else []
     for name, section in data.items():
-        if name not in commands or not isinstance(section, dict):
+        if name in commands and not isinstance(section, dict):
+            raise UserError(
+                f"{path}: {name!r} is a command: write [{name}], and its options below it."
+            )
+        if name not in commands:
             raise UserError(
                 f"{path}: {name!r} is no command with options.{did_you_mean(name, commands)} Write "
                 f"[{command.name}], and the options below it."

@@ -112,14 +112,15 @@ def warn_cuts(model: Classifier, rows: int, report: Reporter, who: str = "") -> 
 
     if not isinstance(model, PromptModel) or not model.cut_rows:
         return
-    several = len(model.task.patterns) > 1
+    several, draws = len(model.task.patterns) > 1, len(model.draws)
+    what = "rows" if draws == 1 else "prompts"
     cut = ", ".join(
-        f"{n} of {rows}" + (f" (pattern {pattern})" if several else "")
+        f"{n} of {rows * draws}" + (f" (pattern {pattern})" if several else "")
         for pattern, n in model.cut_rows.items()
     )
     tokens = ", ".join(f"{column} by {n} tokens" for column, n in model.cut.items())
     limit = model.backbone.encoder.max_length
-    report.warn(f"{who}{cut} rows were cut to fit {limit} tokens, in all: {tokens}.")
+    report.warn(f"{who}{cut} {what} were cut to fit {limit} tokens, in all: {tokens}.")
 
 
 def _predicted(

@@ -195,7 +195,7 @@ def _outcome(run: RunFolder) -> dict[str, Any]:
     results = run.results
     row: dict[str, Any] = dict.fromkeys(_OUTCOME)
     if results is None:
-        return {**row, "state": f"{len(run.members())} members done; go on with --resume"}
+        return {**row, "state": f"{run.done} trainings done; go on with --resume"}
     row["state"] = "ended"
     try:
         for split, by in results["results"].items():

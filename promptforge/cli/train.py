@@ -326,12 +326,12 @@ def class_weight(given: tuple[str, ...]) -> str | dict[str, float] | None:
 def refuse(folder: str | Path, resume: bool, option: str = "--run") -> None:
     """Say before any model loads that a folder has a run already, or may not be written to."""
     from promptforge.tuning import processes
-    from promptforge.tuning.run import check_place
+    from promptforge.tuning.run import RunFolder
 
     if not processes.is_first():
         return
     if isinstance(where := place(folder), Path):
-        check_place(where, option)
+        RunFolder(where, option).check()
     if not resume and exists(folder, "config.json"):
         raise UserError(
             f"A run was begun in {folder}. Go on with it with --resume, or name another folder with {option}."

@@ -144,7 +144,9 @@ class Training:
         self.parameters = objective.trained()
         self.lengths = [objective.length(t) for t in self.targets]
         device = next(iter(self.parameters.values())).device
-        self.precision = Precision(settings.precision, device)
+        self.precision = Precision(
+            settings.precision, device, {p.dtype for p in objective.parameters()}
+        )
         self.accelerator = processes.accelerator(device, unused=self._has_unused())
         self.state = Trained(parameters=sum(p.numel() for p in self.parameters.values()))
         self.best: dict[str, Tensor] | None = None

@@ -71,14 +71,8 @@ class RunFolder:
         """
         path = self.path
         wanted = json.loads(json.dumps(config, default=str))
-        check_place(path, self.option)
+        self.check()
         saved = self.read(CONFIG)
-        if (
-            saved is None
-            and path.is_dir()
-            and any(not p.name.startswith(".") and p.name != _DRAFT for p in path.iterdir())
-        ):
-            raise UserError(f"{path} holds something else than a run. Name another folder.")
         if saved is not None:
             if not resume:
                 state = "has ended" if self.results is not None else "was begun"
@@ -123,6 +117,17 @@ class RunFolder:
             raise
         finally:
             lock.release()
+
+    def check(self) -> None:
+        """Raise a `UserError` where the folder can be no run's; imports nothing that takes time."""
+        path = self.path
+        check_place(path, self.option)
+        if (
+            path.is_dir()
+            and not (path / CONFIG).exists()
+            and any(not p.name.startswith(".") and p.name != _DRAFT for p in path.iterdir())
+        ):
+            raise UserError(f"{path} holds something else than a run. Name another folder.")
 
     def _has_progress(self) -> bool:
         """Whether more lies there than what `opened` and trackers write at a run's beginning."""
@@ -205,9 +210,14 @@ class RunFolder:
         return self.path / ARTIFACT
 
     def members(self) -> list[str]:
-        """Names of the trainings that are done."""
+        """Names of the trainings that are done; not of those within another, as PET's in an ensemble."""
         folder = self.path / "members"
         return sorted(p.parent.name for p in folder.glob(f"*/{ARTIFACT_FILE}"))
+
+    @property
+    def done(self) -> int:
+        """How many trainings are done, at any depth."""
+        return sum(1 for _ in (self.path / "members").rglob(ARTIFACT_FILE))
 
 
 def check_place(path: Path, option: str = "--run") -> None:
@@ -302,11 +312,17 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def changed(saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Option -> (what a saved config has, what another says), where they differ and must not."""
+    from promptforge.tuning.settings import Settings
+
     # As JSON both: what was saved knows no tuples.
     begun, now = flat(saved), flat(json.loads(json.dumps(config, default=str)))
     name = "model.name"  # of a folder it is the whole path, and was once what the user typed
     if name in begun and name in now and str(Path(str(begun[name])).resolve()) == now[name]:
         begun[name] = now[name]
+    # A setting that is younger than the run was then what it is by default.
+    for option, value in flat(Settings().model_dump(), "settings").items():
+        if now.get(option) == value:
+            begun.setdefault(option, value)
     options = sorted({*begun, *now} - FREE)
     return {k: (begun.get(k), now.get(k)) for k in options if begun.get(k) != now.get(k)}
 

@@ -136,7 +136,7 @@ class Tuner:
     @property
     def precision(self) -> Precision:
         """What trainings compute in; also for scores that only trainings see, such as soft labels."""
-        return Precision(self.settings.precision, self.backbone.device)
+        return Precision(self.settings.precision, self.backbone.device, {self.backbone.model.dtype})
 
     def untrained(self, task: Task | None = None, *, remember: bool = True) -> PromptModel:
         """The prompt model as it is before tuning."""
@@ -334,7 +334,9 @@ class Tuner:
         `samples` is no part of it: while training each prompt shows one draw, and so does each
         look at the dev rows. Only a finished member's predictions are averaged over several.
         """
-        settings = member.settings or self.settings
+        settings = (member.settings or self.settings).model_dump(exclude={"save_every"})
+        if settings["keep"] == "best":  # younger than the members of some runs
+            del settings["keep"]
         task = (member.task or self.task).to_json()
         told = {
             "targets": [(sorted(map(str, t.row.items())), t.shares, t.weight, t.temperature)
@@ -342,7 +344,7 @@ class Tuner:
             "dev": [(sorted(map(str, e.row.items())), e.label) for e in self.dev],
             "pattern": [member.pattern, task["patterns"].get(member.pattern or ""), task["labels"]],
             "seed": member.seed, "pooling": member.pooling,
-            "settings": settings.model_dump(exclude={"save_every"}),
+            "settings": settings,
             "method": [self.method.name, self.method.model_dump(mode="json")],
             "verbalizer": [self.verbalizer.name, self.verbalizer.model_dump(mode="json")],
             "demonstrations": self.demonstrations
