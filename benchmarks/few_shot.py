@@ -8,8 +8,9 @@ DIR holds sst2, trec and agnews, each with train.csv and test.csv. PYTHON is the
 environment described in benchmarks/peers/requirements-setfit.txt; without it SetFit's cells stay
 open. Rows are drawn as in LM-BFF: K = 16 a label to train on and as many for development, and
 PET's unlabelled rows from the rest. Every trained row tries the same learning rates and batch
-sizes, and the development rows choose (PET and iPET: for each of their models, the final one
-included). SetFit gets the same learning rates, and batches of its own default size.
+sizes, and the development rows choose (PET and iPET: for each of their models; of the final one
+the rate alone, which is trained to its end). SetFit gets the same learning rates, and batches of
+its own default size.
 
 The table is a list of cells (row, task, seed). Each is appended to FILE as it ends and never
 computed again, so the run can be stopped at any time and goes on where it stood, trainings
