@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from promptforge import remote
+from promptforge.artifact_backbone import check_backbone
 from promptforge.artifact_files import (
     BINARY,
     FILE,
@@ -31,6 +32,8 @@ from promptforge.artifact_files import (
     own_files,
     sha256,
     tensors_of,
+    undamaged,
+    under,
 )
 from promptforge.artifact_files import about as about
 from promptforge.artifact_files import member_folder as member_folder
@@ -194,6 +197,8 @@ def _backbone(backbone: Backbone) -> dict[str, Any]:
     if commit and "revision" in told and not Path(told["name"]).is_dir():
         # A branch or nothing, as users name it, moves on: this is what it stood for.
         told["revision"] = commit
+    if "ask" in told:
+        told["ask"] = getattr(backbone, "ask", None)  # and what none stood for
     return told
 
 
@@ -224,12 +229,14 @@ def load(
 
     Args:
         path: the folder or URL.
-        backbone: the loaded model it was tuned from; loaded by its name otherwise.
+        backbone: the loaded model it was tuned from, that reads as it did then: with the same attention,
+            positions, longest prompt and way of asking. Loaded by its name otherwise.
         options: for `load_model`: device, dtype, batch_tokens. The model is cast to another dtype after
             it was found to be the one that was tuned; by default it has its own.
 
     Raises:
-        UserError: no artifact there; another backbone than the one it was tuned from.
+        UserError: no artifact there; another backbone than the one it was tuned from, or one that
+            reads otherwise.
         PromptForgeError: its files are damaged.
     """
     return _read(found(path), backbone, report or Reporter(), options)
@@ -240,9 +247,13 @@ def open_parts(
     *,
     backbone: Backbone | None = None,
     report: Reporter | None = None,
+    alike: bool = True,
     **options: Any,
 ) -> Parts:
-    """What lies in an artifact with a backbone, for `Savable`s; arguments and errors as `load`.
+    """What lies in an artifact with a backbone, for `Savable`s; other arguments and errors as `load`.
+
+    Args:
+        alike: whether `backbone` must read as the artifact was tuned; False: the weights decide alone.
 
     Raises:
         UserError: an ensemble, which has parts for each member.
@@ -251,10 +262,10 @@ def open_parts(
     data = header(folder)
     if data["kind"] in WRAPPING:
         inner = folder / MEMBERS / WRAPPING[data["kind"]]
-        return open_parts(inner, backbone=backbone, report=report, **options)
-    if "backbone" not in data:
+        return open_parts(inner, backbone=backbone, report=report, alike=alike, **options)
+    if data["kind"] == "ensemble":
         raise UserError(f"{folder} is an ensemble: name one of its members' folders.")
-    return _parts(folder, data, backbone, report or Reporter(), options)
+    return _parts(folder, data, backbone, report or Reporter(), options, alike)
 
 
 def _read(
@@ -270,13 +281,15 @@ def _read(
         return Ensemble(members, data["shares"])
     if data["kind"] == "multi-label":
         binary = _read(folder / MEMBERS / BINARY, backbone, report, options)
-        multi_label = MultiLabel.from_json(data["multi_label"])
-        assert multi_label is not None
+        with undamaged(folder):
+            multi_label = MultiLabel.from_json(data["multi_label"])
+            if multi_label is None:
+                raise KeyError("labels")
         return MultiLabelModel(binary, multi_label, data["threshold"])
     if data["kind"] == "exits":
         plain = _read(folder / MEMBERS / PLAIN, backbone, report, options)
         exits = end_of(plain).make()
-        exits.load_state_dict(_under("exits/", tensors_of(folder, data)))
+        exits.load_state_dict(under("exits/", tensors_of(folder, data)))
         assert isinstance(plain, PromptModel | HeadModel)
         if _is_cast(plain.backbone):
             exits.to(plain.backbone.model.dtype)
@@ -290,19 +303,20 @@ def _read(
             f"{folder} is no classifier but a {data['kind']} model, for any task: name the task, and "
             f"{folder} as its --model."
         )
-    parts = _parts(folder, data, backbone, report, options)
+    parts = _parts(folder, data, backbone, report, options, True)
     backbone, weights, tensors = parts.backbone, parts.weights, parts.tensors
     if data["kind"] == "head":
         head = Head(backbone.width, len(data["labels"]), data["dropout"])
-        own = _under("head/", tensors)
+        own = under("head/", tensors)
         head.load_state_dict(own)
         head.to(backbone.device, next(iter(own.values())).dtype)
         added = weights.added if weights else None
         opening = added.opening if added is not None else ()
         texts = Texts(backbone, data["inputs"], data["pooling"], opening)
-        scale = Scale.from_json(data.get("scale"))
+        with undamaged(folder):
+            scale = Scale.from_json(data.get("scale"))
         return HeadModel(texts, head, data["labels"], weights, report, scale)
-    return _prompt_model(data, backbone, weights, tensors, report)
+    return _prompt_model(folder, data, backbone, weights, tensors, report)
 
 
 def _parts(
@@ -311,20 +325,22 @@ def _parts(
     backbone: Backbone | None,
     report: Reporter,
     options: dict[str, Any],
+    alike: bool,
 ) -> Parts:
-    dtype = None
+    with undamaged(folder):
+        saved = data["backbone"]
+        _ = saved["name"], saved["sha256"]
+        if "task" in data:  # whoever asked for the parts makes it
+            Task.from_json(data["task"])
+    dtype, given = None, backbone is not None
     if backbone is None:
         # Tuned weights and checksum are those of the model in its own dtype.
         dtype = options.get("dtype")
         options = {key: value for key, value in options.items() if key != "dtype"}
         if dtype is not None:
             dtype_of(dtype)  # a mistake is said before a model is loaded
-        backbone = _load_backbone(data["backbone"], report, options)
-    if backbone.checksum != data["backbone"]["sha256"]:
-        raise UserError(
-            f"{folder} was tuned from {data['backbone']['name']!r}, and the weights of {backbone.name!r} "
-            "here are others. Load the model that it was tuned from."
-        )
+        backbone = _load_backbone(saved, report, options)
+    check_backbone(folder, saved, backbone, alike=alike and given)
     if dtype is not None:
         cast(backbone, dtype)
     tensors = tensors_of(folder, data)
@@ -332,22 +348,19 @@ def _parts(
         # What was tuned computes with the model, so it is cast as the model was.
         moved = {n: v.to(backbone.model.dtype) for n, v in tensors.items() if v.is_floating_point()}
         tensors |= moved
-    of_model = _under("model/", tensors)
+    of_model = under("model/", tensors)
     own = {n: v for n, v in tensors.items() if not n.startswith(("model/", "added/"))}
     weights = Weights.of_flat(of_model) if of_model or "added" in data else None
     if weights is not None and "added" in data:
-        made_by = data["added"]["method"]
-        method = build("method", made_by["name"], **made_by["options"])
-        weights.added = method.restore(backbone, data["added"], _under("added/", tensors))
+        with undamaged(folder):
+            made_by = data["added"]["method"]
+            method = build("method", made_by["name"], **made_by["options"])
+            weights.added = method.restore(backbone, data["added"], under("added/", tensors))
     return Parts(data, backbone, weights, own)
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without the beginning."""
-    return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
-
-
 def _prompt_model(
+    folder: Path,
     data: dict[str, Any],
     backbone: Backbone,
     weights: Weights | None,
@@ -357,12 +370,15 @@ def _prompt_model(
     task = Task.from_json(data["task"])
     check_templates(data, task, weights)
     demonstrations = None
-    if data["demonstrations"]:
-        saved = data["demonstrations"]
-        demonstrations = build("demonstrations", saved["name"], **saved["options"])
-        examples = [
-            Example(row_from_json(e["row"]), e["label"], e["number"]) for e in saved["examples"]
-        ]
+    with undamaged(folder):
+        saved = data["verbalizer"]
+        verbalizer = build("verbalizer", saved["name"], **saved["options"])
+        if saved := data["demonstrations"]:
+            demonstrations = build("demonstrations", saved["name"], **saved["options"])
+            examples = [
+                Example(row_from_json(e["row"]), e["label"], e["number"]) for e in saved["examples"]
+            ]
+    if demonstrations is not None:
         fit_selector(
             demonstrations, examples, list(task.labels), columns=task.inputs, report=report
         )
@@ -375,7 +391,7 @@ def _prompt_model(
     return PromptModel(
         backbone,
         task,
-        verbalizer=build("verbalizer", data["verbalizer"]["name"], **data["verbalizer"]["options"]),
+        verbalizer=verbalizer,
         demonstrations=demonstrations,
         samples=data["samples"],
         weights=weights,

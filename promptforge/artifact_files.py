@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,25 +66,71 @@ def found(path: str | Path) -> Path:
     return folder
 
 
-def header(folder: Path) -> dict[str, Any]:
-    """What `artifact.json` says; a `PromptForgeError` where it is damaged."""
+def has_exits(path: str | Path) -> bool:
+    """Whether rows may leave the model of an artifact early."""
+    folder = found(path)
+    while (kind := header(folder)["kind"]) in WRAPPING:
+        if kind == "exits":
+            return True
+        folder = folder / MEMBERS / WRAPPING[kind]
+    return False
+
+
+class Header(dict[str, Any]):
+    """What `artifact.json` says; a key that it lacks is a `PromptForgeError` that names the file.
+
+    Args:
+        path: the file.
+        data: what was read from it.
+    """
+
+    def __init__(self, path: Path, data: Any) -> None:
+        super().__init__(data)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise PromptForgeError(f"{self.path} is damaged: it has no {key!r}.")
+
+
+@contextmanager
+def undamaged(folder: Path) -> Iterator[None]:
+    """While the parts of `artifact.json` are read: a `PromptForgeError` where they are not as written."""
     try:
-        data: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        yield
+    except (AttributeError, KeyError, TypeError) as error:
+        what = f"a part of it has no {error}" if isinstance(error, KeyError) else error
+        raise PromptForgeError(f"{folder / FILE} is damaged: {what}.") from error
+
+
+def header(folder: Path) -> dict[str, Any]:
+    """What `artifact.json` says; a `PromptForgeError` where it is damaged, or lacks a key that is asked for."""
+    path = folder / FILE
+    try:
+        data = Header(path, json.loads(path.read_text(encoding="utf-8")))
         if data["format"] != FORMAT:
             raise ValueError("another format")
     except FileNotFoundError:
         raise UserError(f"There is no artifact in {folder} (no {FILE}).") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PromptForgeError(f"{folder / FILE} is damaged: {error}.") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise PromptForgeError(f"{path} is damaged: {error}.") from None
     if data["version"] != 1:
         raise UserError(f"{folder} was written by a newer PromptForge: update PromptForge.")
     return data
 
 
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without the beginning."""
+    return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+
+
 def tensors_of(folder: Path, data: dict[str, Any]) -> dict[str, Tensor]:
-    """All tensors of an artifact's files, checked."""
+    """All tensors of an artifact's files, checked.
+
+    Raises:
+        PromptForgeError: a file is damaged or missing; `artifact.json` does not say what they hold.
+    """
     tensors: dict[str, Tensor] = {}
-    files = {TENSORS: data["sha256"]} if "sha256" in data else {}
+    files = {TENSORS: data["sha256"]} if "sha256" in data or (folder / TENSORS).is_file() else {}
     for name, digest in (files | data.get("files", {})).items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
             raise PromptForgeError(f"{folder / name} is missing or damaged: its checksum is wrong.")
@@ -91,6 +139,15 @@ def tensors_of(folder: Path, data: dict[str, Any]) -> dict[str, Tensor]:
         elif name.endswith(".safetensors"):
             added, _ = checkpoint.load(folder / name)
             tensors |= {f"added/{key}": value for key, value in added.items()}
+    held = any(name.startswith("added/") for name in tensors)
+    if held and "added" not in data:
+        raise PromptForgeError(
+            f"{folder / FILE} is damaged: it has no 'added', to which tensors of its files belong."
+        )
+    if "added" in data and not held:
+        raise PromptForgeError(
+            f"{folder / FILE} is damaged: it names no file with the tensors of its 'added'."
+        )
     if strange := [n for n, v in tensors.items() if not bool(torch.isfinite(v).all())]:
         raise PromptForgeError(
             f"{folder} holds values that are no numbers (in {listed(strange, 3)}): its training went "

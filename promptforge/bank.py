@@ -133,7 +133,8 @@ class TaskBank:
                 one), or the folder of an artifact or run.
 
         Raises:
-            UserError: there is a task of that name; it was tuned on another model, by a method that
+            UserError: there is a task of that name; it was tuned on another model, or on one that
+                reads otherwise (attention, positions, longest prompt, way of asking), by a method that
                 changes the model's own weights, or puts modules of its own into the model; it is
                 no prompt model.
             PromptForgeError: its files are damaged, or its tensors hold numbers that are not finite.

@@ -326,6 +326,7 @@ def warn_duplicates(
     """Warn of rows with the same values in `texts` (None: all columns but `column`)."""
     seen: dict[Any, Example] = {}
     same: list[tuple[int, int]] = []
+    other: list[tuple[int, int]] = []
     clash: list[tuple[int, int]] = []
     for example in found:
         row = example.row
@@ -338,18 +339,24 @@ def warn_duplicates(
         except TypeError:  # a list or a mapping in a cell
             first = seen.setdefault(repr(key), example)
         if first is not example:
-            kind = same if first.label == example.label else clash
+            alike = _value(first, column) == _value(example, column)
+            kind = clash if first.label != example.label else same if alike else other
             kind.append((first.number, example.number))
-    if same:
-        report.warn(
-            f"{origin}: {len(same)} rows repeat an earlier row and its label (row {same[0][1]} "
-            f"repeats row {same[0][0]}). They are kept and count twice."
-        )
-    if clash:
-        report.warn(
-            f"{origin}: {len(clash)} rows repeat an earlier row with a different label (row "
-            f"{clash[0][1]} and row {clash[0][0]}). They are kept; at most one can be right."
-        )
+    for kind, what, link, kept in (
+        (same, "and its label", "repeats", " and count twice"),
+        (other, f"with another value in the column {column!r}", "and", " and count twice"),
+        (clash, "with a different label", "and", "; at most one can be right"),
+    ):
+        if kind:
+            report.warn(
+                f"{origin}: {len(kind)} rows repeat an earlier row {what} (row {kind[0][1]} {link} "
+                f"row {kind[0][0]}). They are kept{kept}."
+            )
+
+
+def _value(example: Example, column: str) -> Any:
+    """What the label column says: numbers on a scale differ where their label, a pole, does not."""
+    return label_text(example.row[column]) if example.labels is None else example.labels
 
 
 def announce(found: list[Example], origin: str) -> list[Example]:
@@ -366,17 +373,24 @@ def announce(found: list[Example], origin: str) -> list[Example]:
 
 
 def sample_shots(
-    examples: Sequence[Example], shots: int, seed: int, labels: Sequence[str], *, dev: bool = True
-) -> tuple[list[Example], list[Example]]:
+    examples: Sequence[Example], shots: int, seed: int, labels: Sequence[str], *, dev: bool = True,
+    text_columns: Sequence[str] | None = None,
+) -> tuple[list[Example], list[Example]]:  # fmt: skip
     """`shots` rows of each label to train on and as many others for development.
 
     The few-shot protocol of LM-BFF (Gao, Fisch & Chen 2021, section 3). Each label is shuffled
     by itself: a smaller K is the beginning of a larger one, and training rows are the same with
-    and without `dev`. Both lists are in the order of `labels`.
+    and without `dev`. No row for development has the text of a training row: all its columns,
+    or those that `text_columns` names. Both lists are in the order of `labels`.
 
     Raises:
         UserError: `shots` below 1, or a label with too few rows.
     """
+
+    def text(example: Example) -> tuple[str, ...]:
+        row = example.row
+        return tuple(str(row.get(n)) for n in text_columns or row)
+
     if shots < 1:
         raise UserError(f"shots is {shots}; it must be at least 1.")
     pools: dict[str, list[Example]] = {label: [] for label in labels}
@@ -392,9 +406,17 @@ def sample_shots(
         advice = f"The largest possible number of shots is {largest}." if largest else "Add rows."
         raise UserError(f"The label {short!r} has {count} rows, but {need} are needed. {advice}")
     train: list[Example] = []
-    held: list[Example] = []
     for label, pool in pools.items():
         random.Random(f"{seed}:{label}").shuffle(pool)
         train += pool[:shots]
-        held += pool[shots : parts * shots]
+    held: list[Example] = []
+    drawn = {text(example) for example in train}
+    for label, pool in pools.items() if dev else ():
+        others = [example for example in pool[shots:] if text(example) not in drawn]
+        if len(others) < shots:
+            raise UserError(
+                f"The label {label!r} has {len(others)} rows for development whose text is in no training "
+                f"row, but {shots} are needed. Take out rows that repeat others, or draw fewer shots."
+            )
+        held += others[:shots]
     return train, held

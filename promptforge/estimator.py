@@ -241,6 +241,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             kept, held = self._split(y, None if sets else y, int(seed))
             dev = [examples[i] for i in held]
             examples, weights = [examples[i] for i in kept], weights[kept]
+            if not weights.any():
+                raise UserError(
+                    f"dev_share={self.dev_share!r} keeps every row apart whose sample_weight is above 0, so "
+                    "there is nothing to learn: give more rows a weight, another random_state or X_dev."
+                )
         unlabeled: list[Row] = []
         if X_unlabeled is not None:
             unlabeled = columns(as_rows(X_unlabeled, "X_unlabeled"), task.inputs, "X_unlabeled")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from promptforge import artifact
+from promptforge import artifact, artifact_files
 from promptforge.backbone.base import Backbone
 from promptforge.backbone.merge import merge_weights
 from promptforge.backbone.weights import Weights
@@ -46,7 +46,7 @@ def merge(
     if (placed := found.backbone.placed) is not None:
         raise UserError(
             f"{path} reads with attention {placed.pattern.name!r}, which a plain folder of transformers cannot "
-            f"say. Use it as it is: --model {path}."
+            f"say. promptforge predict and promptforge.artifact.load read it as it is."
         )
     try:
         merge_weights(found.backbone, found.weights)
@@ -55,6 +55,11 @@ def merge(
     if any(name.startswith("verbalizer/") for name in found.tensors):
         report.warn(
             f"{path} also tuned its verbalizer: that stays there, and the merged model alone reads otherwise."
+        )
+    if artifact_files.has_exits(path):
+        report.warn(
+            f"{path} also has early exits: they stay there, and with the merged model every row goes through "
+            "all layers."
         )
     with whole(folder) as draft:
         found.backbone.model.save_pretrained(draft)

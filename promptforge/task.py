@@ -304,7 +304,9 @@ class Task:
         """`shots` rows of each label, and as many for dev; see `promptforge.data.sample_shots`."""
         if self.multi_label:
             return self.multi_label.sample_shots(examples, shots, seed, self.inputs, dev=dev)
-        return tables.sample_shots(examples, shots, seed, list(self.labels), dev=dev)
+        return tables.sample_shots(
+            examples, shots, seed, list(self.labels), dev=dev, text_columns=self.inputs
+        )
 
     def shares(self, example: Example) -> tuple[float, ...]:
         """The probability that each label should get: all or nothing, or a number's place."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,23 @@ import torch
 from labelling import some, task
 from promptforge_peft.export import export
 
-from promptforge import Generator, PromptModel, Settings, Task, Template, UserError, artifact, train
+from promptforge import (
+    Generator,
+    PromptForgeError,
+    PromptModel,
+    Settings,
+    Task,
+    Template,
+    UserError,
+    artifact,
+    train,
+)
 from promptforge.backbone import load_model
 from promptforge.bank import TaskBank
 from promptforge.exits.model import ExitModel
 from promptforge.merging import merge
 from promptforge.tuning.members import HeadModel
+from tests import adding
 
 Command = Callable[..., Any]
 Folder = Callable[[str], Path]
@@ -223,3 +235,142 @@ def test_the_commit_of_a_hub_model_is_kept(tiny_model: Folder, tmp_path: Path) -
     assert revision("hub") == "0f1e2d"
     backbone.source["revision"] = "main"
     assert revision("branch") == "0f1e2d"
+
+
+# --- a model that was loaded otherwise ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "says"),
+    [
+        ({}, {"dtype": "bfloat16"}, "with dtype='float32' then, and has dtype='bfloat16' now"),
+        ({"max_length": 96, "positions": "copy"}, {"max_length": 96, "positions": "interpolate"},
+         "with positions='copy' then, and has positions='interpolate' now"),
+        ({"max_length": 96, "positions": "copy"}, {},
+         "with max_length=96, positions='copy' then, and has max_length=None, positions=None now"),
+        ({"attention": "linformer", "max_length": 32}, {"attention": "linformer"},
+         "with max_length=32 then, and has max_length=64 now"),
+    ],
+)  # fmt: skip
+def test_why_a_model_has_other_weights_is_said(
+    then: dict[str, Any], now: dict[str, Any], says: str, tiny_model: Folder, tmp_path: Path
+) -> None:
+    name = str(tiny_model("bert"))
+    first = load_model(name, trained=True, **then)
+    folder = trained(tmp_path / "a", tiny_model("bert"), "lora", backbone=first)
+    with pytest.raises(
+        UserError, match=f"here are others, as it was loaded {says}.*Load the model"
+    ):
+        loaded(folder, backbone=load_model(name, trained=True, **now))
+    with pytest.raises(UserError, match=r"here are others\. Load .* tuned from\.$"):
+        loaded(folder, backbone=load_model(str(tiny_model("roberta")), dtype="bfloat16"))
+    again = loaded(folder, backbone=load_model(name, trained=True, **then))
+    rows = [e.row for e in some(3)]
+    np.testing.assert_allclose(
+        again.predict_proba(rows), loaded(folder).predict_proba(rows), atol=1e-6
+    )
+
+
+def test_a_model_that_reads_otherwise_is_refused(tiny_model: Folder, tmp_path: Path) -> None:
+    folder = trained(tmp_path / "a", tiny_model("bert"), "lora")
+    short = load_model(str(tiny_model("bert")), max_length=24)
+    with pytest.raises(UserError, match=r"with max_length=64, and .* has max_length=24: .* itself"):
+        loaded(folder, backbone=short)
+    assert artifact.open_parts(folder, backbone=short, alike=False).weights is not None
+
+
+# --- damaged files ------------------------------------------------------------------------------
+
+
+def damaged(folder: Path, *keys: str, value: Any = None) -> None:
+    """Delete a key of `artifact.json`, or write a value in its place."""
+    path = folder / "artifact.json"
+    data = inner = json.loads(path.read_text(encoding="utf-8"))
+    for key in keys[:-1]:
+        inner = inner[key]
+    if value is None:
+        del inner[keys[-1]]
+    else:
+        inner[keys[-1]] = value
+    path.write_text(json.dumps(data), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Artifacts of all kinds."""
+    folder = tmp_path_factory.mktemp("whole")
+    backbone = tiny.fresh("bert")
+    for name in ("prefix", "lora", "all"):
+        artifact.save(adding.trained(adding.tuner(backbone, name)), folder / name)
+    model = tiny.save("bert", folder / "model")
+    trained(folder / "several", model, "prefix")
+    heads = trained(folder / "heads", model, "all", strategy="finetune")
+    shutil.copytree(heads / "members" / "binary", folder / "head")
+    generating.tuned("gpt2", "prefix").save(folder / "generator")
+    return folder
+
+
+def read(folder: Path) -> Any:
+    if folder.name == "generator":
+        return Generator.load(folder, backbone=tiny.backbone("gpt2"))
+    made = folder.name in ("prefix", "lora", "all")
+    return loaded(folder, **({"backbone": tiny.backbone("bert")} if made else {}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "value", "says"),
+    [
+        ("prefix", ["kind"], None, "it has no 'kind'"),
+        ("prefix", ["version"], None, "it has no 'version'"),
+        ("prefix", ["backbone"], None, "it has no 'backbone'"),
+        ("prefix", ["backbone", "sha256"], None, "no 'sha256'"),
+        ("prefix", ["backbone", "name"], None, "no 'name'"),
+        ("prefix", ["task"], None, "it has no 'task'"),
+        ("prefix", ["task"], {}, "no 'patterns'"),
+        ("prefix", ["task"], "", "string indices"),
+        ("prefix", ["task", "labels"], None, "labels"),
+        ("prefix", ["verbalizer"], {}, "no 'name'"),
+        ("prefix", ["demonstrations"], None, "it has no 'demonstrations'"),
+        ("prefix", ["added"], None, "it has no 'added'"),
+        ("prefix", ["added", "method"], None, "no 'method'"),
+        ("prefix", ["added", "deltas"], None, "no 'deltas'"),
+        ("prefix", ["sha256"], None, "it has no 'sha256'"),
+        ("lora", ["added"], None, "it has no 'added'"),
+        ("lora", ["files"], None, "no file with the tensors of its 'added'"),
+        ("all", ["sha256"], None, "it has no 'sha256'"),
+        ("several", ["multi_label"], None, "it has no 'multi_label'"),
+        ("several", ["multi_label"], {}, "no 'labels'"),
+        ("several", ["threshold"], None, "it has no 'threshold'"),
+        ("head", ["labels"], None, "it has no 'labels'"),
+        ("head", ["sha256"], None, "it has no 'sha256'"),
+        ("generator", ["backbone"], None, "it has no 'backbone'"),
+        ("generator", ["task"], {}, "no 'patterns'"),
+        ("generator", ["decoding"], None, "it has no 'decoding'"),
+    ],
+)  # fmt: skip
+def test_a_header_that_lacks_something_is_damaged(
+    kind: str, keys: list[str], value: Any, says: str, whole: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(whole / kind, tmp_path / kind)
+    assert read(folder) is not None
+    damaged(folder, *keys, value=value)
+    with pytest.raises(PromptForgeError, match=rf"artifact\.json is damaged: .*{says}") as caught:
+        read(folder)
+    assert not isinstance(caught.value, UserError)
+
+
+def test_the_parts_of_a_damaged_artifact(whole: Path, tmp_path: Path, command: Command) -> None:
+    folder = shutil.copytree(whole / "several", tmp_path / "several")
+    damaged(folder / "members" / "binary", "backbone")
+    with pytest.raises(PromptForgeError, match="it has no 'backbone'"):
+        artifact.open_parts(folder)
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"text": "a film"}) + "\n", encoding="utf-8")
+    ran = command("predict", folder, "--data", data)
+    assert ran.code == 1 and "artifact.json is damaged: it has no 'backbone'" in ran.err
+    damaged(folder, "kind")
+    with pytest.raises(PromptForgeError, match="it has no 'kind'"):
+        artifact.member_folder(folder, "a")
+    damaged(folder, "about")
+    with pytest.raises(PromptForgeError, match="it has no 'about'"):
+        artifact.about(folder)

@@ -27,7 +27,7 @@ from promptforge import (
     artifact,
     train,
 )
-from promptforge.backbone import Backbone, Delta, Folded
+from promptforge.backbone import Backbone, Delta, Folded, load_model
 from promptforge.backbone.weights import Weights
 from promptforge.bank import TaskBank
 from promptforge.plugins import build
@@ -373,14 +373,66 @@ def test_what_a_bank_cannot_take(tmp_path: Path) -> None:
     backbone.apply(None)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "one", "other", "says"),
+    [
+        ("bert", {"attention": "longformer", "attention_options": {"window": 4}}, {},
+         "with attention='longformer', attention_options=.*'window': 4.*has attention=None"),
+        ("bert", {"attention": "longformer", "attention_options": {"window": 4}},
+         {"attention": "longformer", "attention_options": {"window": 8}},
+         r"with attention_options=\{'window': 4\}.*has attention_options=\{'window': 8\}"),
+        ("bert", {"max_length": 16}, {}, "with max_length=16.*has max_length=64"),
+        ("bert", {"family": "causal"}, {}, "with family='causal'.*has family='masked'"),
+        ("llama", {"max_length": 128, "positions": "rope"}, {},
+         "with max_length=128, positions='rope'.*has max_length=None, positions=None"),
+        ("t5", {"ask": "prefix"}, {}, "with ask='prefix'.*has ask='sentinel'"),
+    ],
+)  # fmt: skip
+def test_tasks_that_were_read_otherwise_do_not_share_a_model(
+    architecture: str, one: dict[str, Any], other: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    model = str(tiny.save(architecture, tmp_path / "model"))
+    film = task("film", FILM, "{{ text }} It was {{ mask }}")
+    for name, options in (("one", one), ("other", other)):
+        backbone = load_model(model, trained=True, **options)
+        artifact.save(tuned(backbone, 3, film), tmp_path / name)
+    with pytest.raises(UserError, match=f"(?s)one was tuned on .*{says}"):
+        TaskBank.load({"a": tmp_path / "other", "b": tmp_path / "one"})
+    with pytest.raises(UserError, match=r"other was tuned on .* use this artifact by itself"):
+        TaskBank.load({"a": tmp_path / "one", "b": tmp_path / "other"})
+    bank = TaskBank.load({"a": tmp_path / "one", "b": tmp_path / "one"})
+    rows = texts(4)
+    alone = artifact.load(tmp_path / "one").predict_proba(rows)
+    found = bank.predict_proba([("b", row) for row in rows])
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "said"), [("bert", {"max_length": 64}), ("t5", {"ask": "sentinel"})]
+)
+def test_what_a_model_does_by_itself_may_be_said(
+    architecture: str, said: dict[str, Any], tmp_path: Path
+) -> None:
+    model = str(tiny.save(architecture, tmp_path / "model"))
+    film = task("film", FILM, "{{ text }} It was {{ mask }}")
+    artifact.save(tuned(load_model(model), 3, film), tmp_path / "a")
+    artifact.save(tuned(load_model(model, **said), 3, film), tmp_path / "b")
+    artifact.save(tuned(tiny.backbone(architecture), 3, film), tmp_path / "c")
+    for first in ("a", "b"):
+        home = tmp_path / first
+        assert len(TaskBank.load({"first": home, **{n: tmp_path / n for n in "abc"}})) == 4
+    bank = TaskBank(tiny.backbone(architecture))
+    for name in "abc":
+        bank.add(name, tmp_path / name)
+    bank.backbone.apply(None)
+
+
 # --- the command -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model on disk and three artifacts of it: films, lengths, and one of all weights."""
-    from promptforge.backbone import load_model
-
     folder = tmp_path_factory.mktemp("bank")
     backbone = load_model(str(tiny.save("bert", folder / "model")))
     film = task("films", FILM, "{{ text }} It was {{ mask }}")
@@ -427,6 +479,20 @@ def test_predict_many_says_what_predict_says_of_each_task(
         written = list(csv.DictReader(file))
     assert list(written[0]) == ["which", "text", "prediction", "probability"]
     assert [r["prediction"] for r in written] == [r["prediction"] for r in found]
+
+
+def test_predict_many_refuses_a_task_with_another_attention(
+    saved: Path, tmp_path: Path, command: Command
+) -> None:
+    film = task("films", FILM, "{{ text }} It was {{ mask }}")
+    window = {"window": 4}
+    near = load_model(str(saved / "model"), attention="longformer", attention_options=window)
+    artifact.save(tuned(near, 3, film), tmp_path / "near")
+    data = table(tmp_path / "rows.csv", [("A", texts(1)[0]), ("B", texts(1)[0])])
+    asked = ("predict-many", f"A={saved / 'films'}", f"B={tmp_path / 'near'}", "--data", data)
+    ran = command(*asked)
+    assert ran.code == 2 and not ran.out
+    assert "attention='longformer'" in ran.err and "promptforge predict" in ran.err
 
 
 def test_predict_many_names_what_is_wrong(saved: Path, tmp_path: Path, command: Command) -> None:

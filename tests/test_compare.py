@@ -17,6 +17,8 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from promptforge import Comparison, Scale, Settings, Task, UserError, compare, train
+from promptforge.cli.compare import show
+from promptforge.data import Example
 from promptforge.evaluation import paired
 from promptforge.tuning.compare import Cell, Contender
 from promptforge.tuning.run import RESULTS, RunFolder
@@ -27,6 +29,17 @@ Folder = Callable[[str], Path]
 
 def cells(name: str, shots: int, *accuracies: float) -> list[Cell]:
     return [Cell(name, seed, shots, a, a, 1.0) for seed, a in enumerate(accuracies)]
+
+
+def numbers() -> tuple[Task, list[Example]]:
+    """A task that predicts numbers, and rows of it."""
+    plain = Task.load(tiny.EXAMPLES).choose(["it-was"])
+    words = {"negative": ["bad"], "positive": ["good"]}
+    rows = [
+        replace(e, value=float(i % 5), label="positive" if i % 5 > 2 else "negative")
+        for i, e in enumerate(plain.examples("train"))
+    ]
+    return replace(plain, scale=Scale(0, 4), labels=words), rows
 
 
 def test_summary_is_mean_deviation_and_paired_test() -> None:
@@ -49,6 +62,11 @@ def test_what_labels_are_worth_is_read_off_the_baselines_curve() -> None:
     assert worth["pet"] == pytest.approx(32 * math.sqrt(2))  # half way between 32 and 64
     assert worth["x"] is None
     assert worth["low"] == 16
+    # All rows are more than any number that was tried, and no point of the curve.
+    everything = [*cells("finetune", 0, 0.95), *cells("pet", 0, 0.67), *cells("x", 0, 0.9)]
+    found = Comparison("t", 100, 0.5, [*curve, *everything])
+    assert found.worth("finetune") == {"pet": pytest.approx(32 * math.sqrt(2)), "x": None}
+    assert Comparison("t", 100, 0.5, everything).worth("finetune") == {"pet": None, "x": None}
 
 
 def test_contenders_are_read_with_components_and_options() -> None:
@@ -62,6 +80,63 @@ def test_contenders_are_read_with_components_and_options() -> None:
     for wrong in ("nope", "ensemble:repetitons=2", "prompt:samples=0", "prompt:method=nope"):
         with pytest.raises(UserError):
             Contender.parse(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "role", "options"),
+    [
+        ('ensemble:verbalizers=["manual","soft"],repetitions=2', "strategy",
+         {"verbalizers": ["manual", "soft"], "repetitions": 2}),
+        ('ensemble:of=pet, of_options={"repetitions": 2, "final_steps": 9}', "strategy",
+         {"of": "pet", "of_options": {"repetitions": 2, "final_steps": 9}}),
+        ("ensemble:of=pet,of_options={repetitions=2,final_steps=9}", "strategy",
+         {"of": "pet", "of_options": {"repetitions": 2, "final_steps": 9}}),
+        ('ensemble:verbalizers=["a],\\",b"],of="x,y"', "strategy",
+         {"verbalizers": ['a],",b'], "of": "x,y"}),
+        ("prompt:method=lora,targets='a,b',layers=[0,1]", "method",
+         {"targets": "a,b", "layers": [0, 1]}),
+        ("prompt:method=lora,targets=it's,rank=2", "method", {"targets": "it's", "rank": 2}),
+    ],
+)  # fmt: skip
+def test_options_of_contenders_may_have_commas(
+    text: str, role: str, options: dict[str, Any]
+) -> None:
+    assert Contender.parse(text).options[role] == options
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ensemble:repetitons=2", "'repetitons=2': no chosen component has 'repetitons'. Did you mean"),
+        ("prompt:alpha=0.1,samples=0", "'samples=0': no chosen component has 'samples'."),
+        ("ensemble:verbalizers=manual,soft", "'soft': write it as key=value or role.key=value."),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_of_a_contender_is_one_of_strategy(text: str, said: str) -> None:
+    with pytest.raises(UserError) as told:
+        Contender.parse(text)
+    assert str(told.value).startswith(f"--strategy {text!r}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("contender", "said"),
+    [
+        ("pet", "strategy 'pet' counts right labels"),
+        ("ensemble:of=pet", "strategy 'pet' counts right labels"),
+        ("priming", "--strategy priming:demonstrations=random"),
+        ("ensemble:of=priming", "--strategy priming:demonstrations=random"),
+        ("ensemble:repetitions=0", "option 'repetitions'"),
+    ],
+)
+def test_every_contender_is_checked_before_any_training(
+    contender: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("promptforge.tuning.compare.train", None)  # a call would fail
+    task, rows = numbers()
+    with pytest.raises(UserError, match=said):
+        compare(task, rows, ["finetune", contender], backbone=tiny.backbone("bert"), test=rows[:20],
+                unlabeled=[e.row for e in rows[:4]], shots=2, seeds=(1, 2), folder=tmp_path)  # fmt: skip
+    assert not list(tmp_path.iterdir())
 
 
 def test_cells_are_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +180,49 @@ def test_command(command: Command, tiny_model: Folder, reviews: Path, tmp_path: 
     assert wrong.code == 2 and "--label-cost '0,2' has 0: the least is 1" in wrong.err
 
 
+def lines(capsys: pytest.CaptureFixture[str], found: Comparison) -> list[str]:
+    """What the command prints of a comparison, spaces and rules of the table apart."""
+    show(found, found.worth("finetune"))
+    return [
+        " ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()
+    ]
+
+
+def test_what_fine_tuning_needs_is_at_most_its_own_least(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    curve = [*cells("finetune", 8, 0.6), *cells("finetune", 32, 0.7)]
+    others = [*cells("low", 4, 0.5), *cells("pet", 4, 0.65), *cells("x", 4, 0.9)]
+    shown = lines(capsys, Comparison("t", 100, 0.5, [*others, *curve, *cells("finetune", 0, 0.8)]))
+    assert shown[-3:] == [
+        f"{name}: fine-tuning needs {many} to be as good."
+        for name, many in (
+            ("low", "at most 8 rows a label"),
+            ("pet", "about 16 rows a label"),
+            ("x", "more rows than were tried"),
+        )
+    ]
+
+
+def test_zero_shot_is_shown_once_or_for_each_contender(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # in a narrow table the names go on in a second line
+
+    def before(**scores: float) -> list[str]:
+        made = [
+            replace(cell, zero_shot=score)
+            for name, score in scores.items()
+            for shots in (4, 8, 16)
+            for cell in cells(name, shots, 0.8)
+        ]
+        shown = lines(capsys, Comparison("t", 100, 0.5, [*made, *cells("without", 4, 0.6)]))
+        return [line for line in shown if "zero-shot" in line]
+
+    assert before(a=0.7, b=0.7) == ["zero-shot 0 70.0 %"]
+    assert before(a=0.7, b=0.55, c=0.7) == ["zero-shot (a, c) 0 70.0 %", "zero-shot (b) 0 55.0 %"]
+
+
 def test_numbers_and_label_sets_are_compared_by_their_own_figures(tmp_path: Path) -> None:
     backbone = tiny.backbone("bert")
     options: dict[str, Any] = {
@@ -126,14 +244,8 @@ def test_numbers_and_label_sets_are_compared_by_their_own_figures(tmp_path: Path
         assert line[name] == pytest.approx(np.mean([t[name] for t in tuned]))
     assert found.to_json()["cells"][0]["micro_f1"] == tuned[0]["micro_f1"]
 
-    plain = Task.load(tiny.EXAMPLES).choose(["it-was"])
-    words = {"negative": ["bad"], "positive": ["good"]}
-    task = replace(plain, scale=Scale(0, 4), labels=words)
-    numbers = [
-        replace(e, value=float(i % 5), label="positive" if i % 5 > 2 else "negative")
-        for i, e in enumerate(plain.examples("train"))
-    ]
-    found = compare(task, numbers, ["prompt"], test=numbers[:20], **options)
+    task, rows = numbers()
+    found = compare(task, rows, ["prompt"], test=rows[:20], **options)
     assert found.figures == ("pearson", "spearman") and found.majority == 0
     assert all(-1 <= c.score <= 1 and c.zero_shot is not None for c in found.cells)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from promptforge.data import Example, choose_reader, examples, iter_rows, read_r
 from promptforge.errors import PromptForgeError, UserError
 from promptforge.plugins import manager
 from promptforge.progress import Reporter
+from promptforge.scale import Scale
 from promptforge.task import Task
+from promptforge.template import Template
 
 
 def put(folder: Path, name: str, content: str | bytes) -> str:
@@ -329,6 +332,23 @@ def test_duplicates_are_kept_and_counted() -> None:
     assert len(report.lines) == 2
 
 
+def test_duplicates_with_other_numbers_of_a_scale_do_not_repeat_their_label(tmp_path: Path) -> None:
+    plain = Task.inline([Template("{{ text }} {{ mask }}")], labels={"low": "bad", "high": "good"})
+    table = put(tmp_path, "rows.csv", "text,label\nsame,1\nsame,2\nsame,2\nother,4\nmore,5\n")
+    report = Warned()
+    found = replace(plain, scale=Scale(1, 5)).examples(table, report)
+    assert [e.label for e in found[:3]] == ["low"] * 3
+    (line,) = report.lines
+    assert "2 rows repeat an earlier row with another value in the column 'label'" in line
+    assert "(row 2 and row 1)" in line
+    # Values of a task that stand for one label are no different labels.
+    report = Warned()
+    rows = [*rows_of("1", "5"), {"text": "t0", "label": "2"}, {"text": "t0", "label": 1}]
+    examples(rows, None, "label", "here", {"1": "bad", "2": "bad", "5": "good"}, report=report)
+    same, other = report.lines
+    assert "row 4 repeats row 1" in same and "row 3 and row 1" in other
+
+
 def test_a_plugin_can_replace_the_examples() -> None:
     from promptforge.hookspecs import hookimpl
 
@@ -361,3 +381,30 @@ def test_shots_are_balanced_disjoint_and_repeatable() -> None:
         sample_shots(pool, 1, 13, ["a", "c"])
     with pytest.raises(UserError, match="at least 1"):
         sample_shots(pool, 0, 13, ["a"])
+
+
+def test_a_text_is_not_drawn_to_train_and_to_dev() -> None:
+    # Each text stands in two rows, of one label or of both; `id` tells them apart.
+    pool = [Example({"id": i, "text": i % 18}, "aab"[i % 3], i + 1) for i in range(36)]
+    pool += [Example({"id": i, "text": i % 18}, "b", i + 1) for i in range(36, 54)]
+    for seed in range(20):
+        train, dev = sample_shots(pool, 4, seed, ["a", "b"], text_columns=["text"])
+        assert not {e.row["text"] for e in train} & {e.row["text"] for e in dev}
+        assert [e.label for e in train] == [e.label for e in dev] == ["a"] * 4 + ["b"] * 4
+        assert sample_shots(pool, 4, seed, ["a", "b"], dev=False)[0] == train
+    # Of whole rows where no columns are named.
+    twice = [Example({"text": e.row["text"]}, e.label, e.number) for e in pool]
+    train, dev = sample_shots(twice, 4, 0, ["a"])
+    assert len(dev) == 4 and not any(e.row == d.row for e in train for d in dev)
+    few = [Example({"text": i // 2}, "a", i + 1) for i in range(8)]
+    with pytest.raises(
+        UserError, match=r"'a' has \d rows for development whose text is in no train"
+    ):
+        sample_shots(few, 4, 0, ["a"])
+
+
+def test_shots_without_duplicates_are_the_ones_they_always_were() -> None:
+    pool = [Example({"text": i}, "ab"[i % 2], i + 1) for i in range(40)]
+    train, dev = sample_shots(pool, 3, 13, ["a", "b"])
+    assert [e.number for e in train] == [17, 7, 21, 10, 40, 34]
+    assert [e.number for e in dev] == [29, 9, 3, 28, 22, 36]

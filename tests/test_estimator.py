@@ -24,7 +24,16 @@ from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from promptforge import Classifier, PromptClassifier, UserError, artifact
+from promptforge import (
+    Classifier,
+    Example,
+    PromptClassifier,
+    Task,
+    Template,
+    UserError,
+    artifact,
+    train,
+)
 from promptforge.estimator import shared_backbone
 
 
@@ -143,6 +152,46 @@ def test_weights_of_rows_and_labels(make: Make) -> None:
     assert np.array_equal(shares(class_weight={"neg": 0}), only_pos)
     # The labels are in balance, so the weights that balance them are all one.
     assert np.array_equal(shares(class_weight="balanced"), shares())
+
+
+def test_weights_that_leave_nothing_to_learn(make: Make) -> None:
+    estimator = make(words=WORDS, dev_share=0.5, random_state=0)
+    held = estimator._split(np.array(NAMES), NAMES, 0)[1]
+    weights = [float(i in held) for i in range(len(NAMES))]
+    with pytest.raises(
+        UserError, match=r"dev_share=0\.5 keeps every row apart whose sample_weight"
+    ):
+        estimator.fit(TEXTS, NAMES, sample_weight=weights)
+    nothing = r"The weights of rows and classes are 0 .* there is nothing to learn"
+    with pytest.raises(UserError, match=nothing):
+        make(words=WORDS, class_weight={"neg": 0, "pos": 0}).fit(TEXTS, NAMES)
+    of_pos = [float(name == "pos") for name in NAMES]
+    with pytest.raises(UserError, match=nothing):  # the ones leave out what the others leave
+        make(words=WORDS, class_weight={"pos": 0}).fit(TEXTS, NAMES, sample_weight=of_pos)
+    with pytest.raises(
+        UserError, match="class weight of 'neg' is inf; it must be 0 or more, and fin"
+    ):
+        make(words=WORDS, class_weight={"neg": np.inf}).fit(TEXTS, NAMES)
+    task = Task.inline([Template("{{ text }} It was {{ mask }}.")], labels=WORDS)
+    rows = [
+        Example({"text": t}, n, i) for i, (t, n) in enumerate(zip(TEXTS, NAMES, strict=True), 1)
+    ]
+    for wrong in (np.inf, -1.0, np.nan):
+        weights = [1.0, wrong, *[1.0] * 10]
+        with pytest.raises(
+            UserError, match=r"weight of row 2 is .*; it must be 0 or more, and finite"
+        ):
+            train(task, rows, backbone=shared_backbone(estimator.model), row_weights=weights)
+
+
+def test_class_weights_of_rows_without_labels(make: Make) -> None:
+    """PET learns from unlabelled rows alone, and its soft labels count by their classes' weights."""
+    task = Task.inline([Template("{{ text }} It was {{ mask }}.")], labels=WORDS)
+    with pytest.raises(UserError, match="nothing to learn"):
+        train(
+            task, backbone=shared_backbone(make().model), strategy="pet",
+            unlabeled=[{"text": t} for t in TEXTS], class_weight={"pos": 0, "neg": 0},
+        )  # fmt: skip
 
 
 def test_dev_rows_are_given_or_kept_apart(make: Make) -> None:

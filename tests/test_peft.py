@@ -196,6 +196,87 @@ def test_starts_that_change_the_matrices_themselves(tmp_path: Path) -> None:
     assert torch.allclose(here, theirs, atol=1e-4)
 
 
+def test_layers_by_the_names_of_matrices() -> None:
+    """The ways that the errors for `layers_to_transform` point to."""
+    backbone = tiny.fresh("bert")
+    ways: list[tuple[str, dict[str, Any]]] = [
+        ("lora", {"layers": [1]}),
+        ("lora", {"options": {"target_modules": ["query"], "layers_to_transform": [1]}}),
+        ("peft", {"targets": r"\.1\..*attention"}),
+        ("peft", {"options": {"target_modules": ["query"], "layers_to_transform": 1}}),
+    ]
+    for method, options in ways:
+        found = adding.added(adding.tuner(backbone, method, **options)).deltas()
+        assert found and all("layer.1.attention" in name for name in found)
+
+
+# --- going on from what was tuned -------------------------------------------------------------
+
+QUERY = {"target_modules": ["query"]}
+
+
+@pytest.mark.parametrize(
+    ("method", "first", "second", "says"),
+    [
+        ("peft", {"config": "loha", "options": {"r": 4, "alpha": 8}}, {"config": "loha", "options": {"r": 4, "alpha": 64}},
+         "alpha of peft's LOHA is 8 there, and 64 here"),
+        ("lora", {"alpha": 16, "options": {"use_dora": True}}, {"alpha": 32, "options": {"use_dora": True}},
+         "lora_alpha of peft's LORA is 16.0 there, and 32.0 here"),
+        ("peft", {"config": "oft", "options": KINDS["oft"]}, {"config": "oft", "options": {**KINDS["oft"], "coft": True}},
+         "coft of peft's OFT is False there, and True here"),
+        ("peft", {"config": "trainable_tokens", "options": {"token_indices": [5, 6]}},
+         {"config": "trainable_tokens", "options": {"token_indices": [5, 7]}}, r"token_indices .* is \[5, 6\] there"),
+        ("peft", {"config": "unilora", "options": QUERY}, {"config": "unilora", "options": {"target_modules": ["key"]}},
+         r"target_modules of peft's UNILORA is \['query'\] there, and \['key'\] here"),
+        ("lora", {}, {"options": {"init_lora_weights": "pissa"}}, "init_lora_weights .* is True there, and 'pissa' here"),
+        ("lora", {"options": {"use_dora": True}}, {}, "there, and .* here"),
+        ("lora", {"options": {"bias": "lora_only"}}, {"options": {"use_dora": True}}, "the two differ in"),
+    ],
+)  # fmt: skip
+def test_another_function_of_the_same_tensors_is_refused(
+    method: str, first: dict[str, Any], second: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    backbone = tiny.fresh("bert")
+    unchanged = adding.snapshot(backbone)
+    artifact.save(adding.trained(adding.tuner(backbone, method, **first)), tmp_path / "a")
+    tuner = replace(adding.tuner(backbone, method, **second), init_from=str(tmp_path / "a"))
+    with pytest.raises(UserError, match=f"^--init-from .*: .*{says}"):
+        adding.trained(tuner)
+    assert unchanged()
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "second"),
+    [
+        ("lora", {**QUERY, "use_dora": True, "lora_dropout": 0.2, "task_type": "FEATURE_EXTRACTION",
+                  "init_lora_weights": "gaussian"}, {"use_dora": True}),
+        ("loha", {**QUERY, "r": 4, "rank_dropout": 0.1}, {"r": 4, "init_weights": False}),
+        ("vera", {**QUERY, "r": 8, "d_initial": 0.5}, {"r": 8}),
+    ],
+    ids=["dora", "loha", "vera"],
+)  # fmt: skip
+def test_the_same_function_in_other_words_goes_on(
+    kind: str, first: dict[str, Any], second: dict[str, Any], tmp_path: Path
+) -> None:
+    """An adapter of plain peft that names its matrices by their endings, of a version with fewer options."""
+    config = peft.PeftConfig.from_peft_type(peft_type=kind.upper(), **first)
+    theirs = made_with_peft("bert", tmp_path / "a", config)
+    file = tmp_path / "a" / "adapter_config.json"
+    told = json.loads(file.read_text("utf-8"))
+    fewer = {k: v for k, v in told.items() if k not in ("alpha_pattern", "bias", "peft_version")}
+    file.write_text(json.dumps(fewer), encoding="utf-8")
+    backbone = tiny.fresh("bert")
+    options = {"config": kind, "targets": "query", "options": second}
+    tuner = adding.tuner(backbone, "peft", **options, steps=1)
+    still = tuner.settings.model_copy(update={"learning_rate": 1e-12})
+    made = adding.trained(replace(tuner, settings=still, init_from=str(tmp_path / "a")))
+    prompts = adding.encoded(tuner)
+    backbone.apply(made.weights)
+    here = adding.read_logits(backbone, prompts)
+    backbone.apply(None)
+    assert torch.allclose(here, adding.plain_logits(backbone, theirs, prompts), atol=1e-4)
+
+
 # --- adapters made with plain peft ------------------------------------------------------------
 
 
@@ -273,6 +354,12 @@ def test_commands_with_an_adapter_of_peft(
         ("lora", {"layers": [7]}, "no layer 7; layers: 0 to 1"),
         ("lora", {"options": {"use_dorra": True}}, "no option 'use_dorra'.*Did you mean 'use_dora'"),
         ("lora", {"options": {"modules_to_save": ["cls"]}}, "leave modules_to_save empty"),
+        ("lora", {"options": {"alora_invocation_tokens": [5, 6]}}, r"alora_invocation_tokens=\[5, 6\].*leave alora"),
+        ("peft", {"options": {"alora_invocation_tokens": [5, 6]}}, "leave alora_invocation_tokens out"),
+        ("lora", {"options": {"layer_replication": [[0, 2], [0, 2]]}}, "leave layer_replication out"),
+        ("peft", {"options": {"layer_replication": [[0, 2], [0, 2]]}}, "leave layer_replication out"),
+        ("lora", {"options": {"layers_to_transform": [0]}}, "has no effect.*use the option layers"),
+        ("peft", {"options": {"layers_to_transform": 0}}, "has no effect.*in targets"),
         ("peft", {"config": "lorra"}, "no configuration 'lorra'. Did you mean 'lora'"),
         ("peft", {"config": "prefix_tuning"}, "use --method prefix"),
         ("peft", {"config": "p-tuning"}, "use --method p-tuning"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ import torch
 from promptforge_peft.export import export
 
 from promptforge import UserError, artifact, load_model
+from promptforge.exits.exits import end_of
+from promptforge.exits.model import ExitModel
+from promptforge.merging import merge
+from promptforge.plugins import build
 from promptforge.progress import Reporter
+from promptforge.tuning.tuner import Member
 from tests import adding
 
 Folder = Callable[[str], Path]
@@ -101,6 +107,49 @@ def test_lora_is_copied(tiny_model: Folder, tmp_path: Path) -> None:
     model = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
     there = adding.plain_logits(tuner.backbone, model, adding.encoded(tuner))
     assert torch.allclose(logits(tuner, made), there, atol=1e-5)
+
+
+# --- what an adapter leaves behind ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt-tuning"])
+@pytest.mark.parametrize("verbalizer", ["soft", "prototypical"])
+def test_a_verbalizer_that_learned_is_warned_of(
+    verbalizer: str, method: str, tiny_model: Folder, tmp_path: Path
+) -> None:
+    tuner = adding.tuner(load_model(str(tiny_model("gpt2"))), method)
+    made = adding.trained(replace(tuner, verbalizer=build("verbalizer", verbalizer)))
+    artifact.save(made, tmp_path / "a")
+    report = Warned()
+    export(tmp_path / "a", tmp_path / "peft", report=report)
+    assert len(report.said) == 1 and "also tuned its verbalizer" in report.said[0]
+
+
+def test_early_exits_are_warned_of(tiny_model: Folder, tmp_path: Path) -> None:
+    made = adding.trained(adding.tuner(load_model(str(tiny_model("bert"))), "lora"))
+    artifact.save(ExitModel(made, end_of(made).make()), tmp_path / "a")
+    report = Warned()
+    export(tmp_path / "a", tmp_path / "peft", report=report)
+    assert len(report.said) == 1 and "also has early exits" in report.said[0]
+    report = Warned()
+    merge(tmp_path / "a", tmp_path / "merged", report=report)
+    assert len(report.said) == 1 and "also has early exits" in report.said[0]
+
+
+def test_a_head_is_refused(tiny_model: Folder, tmp_path: Path) -> None:
+    tuner = adding.tuner(load_model(str(tiny_model("bert"))), "lora")
+    artifact.save(tuner.member(Member("head", tuner.targets(), None, 3)), tmp_path / "a")
+    with pytest.raises(UserError, match="has a classification head"):
+        export(tmp_path / "a", tmp_path / "peft")
+    assert not (tmp_path / "peft").exists()
+
+
+def test_an_attention_pattern_is_refused(tiny_model: Folder, tmp_path: Path) -> None:
+    backbone = load_model(str(tiny_model("bert")), attention="longformer")
+    artifact.save(adding.trained(adding.tuner(backbone, "lora")), tmp_path / "a")
+    with pytest.raises(UserError, match="reads with attention 'longformer'"):
+        export(tmp_path / "a", tmp_path / "peft")
+    assert not (tmp_path / "peft").exists()
 
 
 @pytest.mark.parametrize(

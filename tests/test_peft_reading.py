@@ -9,6 +9,7 @@ import peft
 import pytest
 import tiny
 import torch
+from promptforge_peft.additions import Injected, read_folder
 from safetensors.torch import load_file, save_file
 
 from promptforge import PromptModel, UserError, artifact
@@ -91,6 +92,44 @@ def test_the_models_own_embeddings_beside_an_adapter(tmp_path: Path) -> None:
     changed(tmp_path / "a", lambda t: t[name].add_(1))
     with pytest.raises(UserError, match=r"transformer.wte.weight' with other values"):
         method.read(backbone, tmp_path / "a")
+    assert unchanged()
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {"target_modules": ["q_proj", "v_proj"]},
+        {"target_modules": ["q_proj"], "layers_to_transform": [0, 1]},
+        {"target_modules": ["model.layers.0.self_attn.q_proj"]},
+    ],
+    ids=["every-layer", "own-layers", "one-layer"],
+)
+def test_repeated_layers_are_read(targets: dict[str, Any], tmp_path: Path) -> None:
+    config = peft.LoraConfig(layer_replication=[(0, 2), (0, 2)], **targets)
+    theirs = made_with_peft("llama", tmp_path / "a", config)
+    backbone = tiny.fresh("llama")
+    unchanged = adding.snapshot(backbone)
+    prompts = adding.encoded(adding.tuner(backbone))
+    attached = backbone.attach([build("method", "peft").read(backbone, tmp_path / "a")])
+    here = adding.read_logits(backbone, prompts)
+    attached.close()
+    assert unchanged()
+    there = adding.plain_logits(backbone, theirs, prompts)
+    assert torch.allclose(here, there, atol=1e-5 * float(there.abs().max()))
+
+
+def test_tokens_that_turn_an_adapter_on_are_refused(tmp_path: Path) -> None:
+    """peft looks for them around each call of its own model, which is not called here."""
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", target_modules=["q_proj"], alora_invocation_tokens=[5, 6]
+    )
+    made_with_peft("llama", tmp_path / "a", config)
+    with pytest.raises(UserError, match=r"alora_invocation_tokens=\[5, 6\].*run .* with peft"):
+        read("llama", tmp_path / "a")
+    backbone = tiny.fresh("llama")
+    unchanged = adding.snapshot(backbone)
+    with pytest.raises(UserError, match="leave alora_invocation_tokens out"):
+        backbone.attach([Injected(*read_folder(tmp_path / "a"))])  # as from an artifact
     assert unchanged()
 
 

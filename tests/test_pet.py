@@ -257,12 +257,31 @@ def test_mistakes_are_told_before_any_training() -> None:
         plugins.build("strategy", "pet", repetition=2)
     with pytest.warns(UserWarning, match="one only: 'a'"):
         Pet(**QUICK).train(tuner(task=task(["a"])))
-    with pytest.warns(UserWarning), pytest.raises(UserError, match="or repetitions=2"):
+    with pytest.raises(UserError, match="or repetitions=2"):
         IPet(**QUICK).train(tuner(task=task(["a"])))
-    with pytest.warns(UserWarning), pytest.raises(UserError, match=r"give another pattern\."):
+    with pytest.raises(UserError, match=r"give another pattern\."):
         IPet().train(tuner(task=task(["a"]), labelled=0))
     with pytest.raises(UserError, match="no search called 'petall'"):
         IPet(widen=1, search="petall", **QUICK).train(tuner())
+
+
+@pytest.mark.parametrize("labelled", [4, 0])
+def test_words_that_the_verbalizer_cannot_take_are_told_before_any_training(
+    labelled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = spied(monkeypatch)
+    made = tuner(labelled=labelled, verbalizer=plugins.build("verbalizer", "rules"))
+    with pytest.raises(
+        UserError, match=r"strategy.widen=2: the verbalizer 'rules' cannot read .* 3 words"
+    ):
+        IPet(widen=2, **QUICK).train(made)
+    with pytest.raises(UserError, match=r"^The word 'extraordinary' in the rule of 'pos'"):
+        IPet(widen=2, **QUICK).train(
+            made.with_(task=made.task.with_words({"*": {**WORDS, "pos": ["extraordinary"]}}))
+        )
+    assert seen == []
+    IPet(generations=1, **QUICK).train(made)  # without more words it can
+    assert seen
 
 
 # --- iPET ----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from promptforge import (
     search_template,
     search_verbalizer,
 )
+from promptforge.cli.common import percent
 from promptforge.plugins import build
 from promptforge.template import Template
 from promptforge.tuning.loop import Trained, Training
@@ -95,7 +96,8 @@ def test_words_found_are_ranked_by_dev_after_tuning() -> None:
     assert ranked.alternatives["it-was"][2] == words.alternatives["it-was"][2]  # not tried
     task = made.task.with_words({"it-was": ranked.patterns["it-was"]})
     again = build("strategy", "prompt").train(made.with_(task=task))
-    assert dev_score(again, made.dev) == pytest.approx(scores[0])
+    figures = again.evaluate(made.dev)["it-was"]
+    assert scores[0] == figures.accuracy > dev_score(again, made.dev)
     with pytest.raises(UserError, match="development rows"):
         rerank_words(words, made.with_(dev=[]), 2)
     single = search_verbalizer(made.untrained(), made.train, search="petal")
@@ -129,15 +131,73 @@ def test_commands(command: Command, tiny_model: Folder, reviews: Path) -> None:
     base = (reviews, "--model", tiny_model("bert"), "--steps", "1")
     words = command("search-verbalizer", *base, "--search", "lm-bff", "--rerank", "2", "--shots", "4",
                     "--pattern", "it-was", "-o", "search.top=4", "--json")  # fmt: skip
-    assert len(words.json["verbalizer"]["origin"]["reranked"]["it-was"]) == 2
+    reranked = words.json["verbalizer"]["origin"]["reranked"]["it-was"]
+    dev = words.json["results"]["dev"]["found"]["it-was"]["rows"]
+    assert len(reranked) == 2 and all(is_share(value, dev) for value in reranked)
     found = command("search-template", *base, "--keep", "2", "--rerank", "--shots", "4", "--json",
                     "-o", "template-search.beam=2", "-o", "left=1", "-o", "right=0")  # fmt: skip
-    assert all(t["tuned"] is not None for t in found.json["templates"])
+    assert all(is_share(t["tuned"], dev) for t in found.json["templates"])
     trained = command("train", *base, "--strategy", "lm-bff", "--shots", "4", "--pattern", "it-was",
                       "--samples", "2", "-o", "strategy.filter=false", "--json")  # fmt: skip
     assert trained.json["results"]["test"]["tuned"]
     ran = command("evaluate", trained.json["run"], "--data", reviews / "test.csv", "--json")
     assert ran.json == dict(trained.json["results"]["test"]["tuned"].items())
+
+
+def is_share(value: float, rows: int) -> bool:
+    """Whether a number is an accuracy on so many rows."""
+    return 0 <= value <= 1 and value * rows == pytest.approx(round(value * rows), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["search-verbalizer", "search-template"])
+def test_what_was_ranked_by_is_shown(command: Command, searches: Any, name: str) -> None:
+    made = command(*searches[name]).json
+    args = [arg for arg in searches[name] if arg != "--json"]
+    out = command(*args, "--resume", "--force" if name == "search-template" else "--resume").out
+    if name == "search-verbalizer":
+        tuned = made["verbalizer"]["origin"]["reranked"]["it-was"]
+        shown = ", ".join(map(percent, tuned))
+        assert f"by set of words for the pattern it-was, best first: {shown}" in out
+        return
+    assert "dev after tuning" in out and "zero-shot but for the last column" in out
+    for template in made["templates"]:
+        (line,) = [line.rstrip() for line in out.splitlines() if template["name"] in line]
+        assert line.endswith(percent(template["tuned"]))
+    plain = command(*[arg for arg in args if arg != "--rerank"], "--output", "plain").out
+    assert "after tuning" not in plain and "zero-shot. Rows" in plain
+
+
+RULES = {"negative": ["bad", "film"], "positive": ["good", "story"]}
+
+
+def test_a_verbalizer_that_cannot_take_what_is_found_is_told_before_any_search(
+    trainings: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def searched(*args: Any, **options: Any) -> Any:
+        pytest.fail("it searched")
+
+    for name in ("search_template", "search_verbalizer"):
+        monkeypatch.setattr(f"promptforge_lm_bff.strategy.{name}", searched)
+    two = Template("{{ text }} It was a {{ mask }} {{ mask }}.", name="two")
+    made = tuner(verbalizer=build("verbalizer", "rules"))
+    made = made.with_(task=Task.inline([two], labels=RULES))
+    for option in ("templates", "assignments"):
+        with pytest.raises(
+            UserError, match=f"strategy.{option}=2: the verbalizer 'rules' cannot read"
+        ):
+            lm_bff(**{option: 2}).train(made)
+    own = tuner(verbalizer=build("verbalizer", "rules", rules={"negative": ["bad"], "positive": ["good"]}))  # fmt: skip
+    with pytest.raises(UserError, match="words of its own"):
+        lm_bff(assignments=2).train(own)
+    assert trainings == []
+
+
+def test_a_rule_of_one_word_is_as_good_as_any_word(trainings: Trainings) -> None:
+    made = tuner(verbalizer=build("verbalizer", "rules"))
+    made = made.with_(task=made.task.with_words({"*": {y: r[:1] for y, r in RULES.items()}}))
+    lm_bff(assignments=2, top=4, demonstrate=False).train(made)
+    lm_bff(templates=1, beam=2, demonstrate=False).train(made)
+    assert len(trainings) == 3
 
 
 # --- candidates are tuned once ---------------------------------------------------------------

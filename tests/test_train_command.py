@@ -177,7 +177,7 @@ def test_processes_of_two_kinds(
         ("[train]\nbatch-size = [4, true]", "batch-size = True: write a whole number"),
         ("[train]\nlearning-rate = true", "learning-rate = True: write a number"),
         ("[trian]\nsteps = 3", "'trian' is no command with options. Did you mean 'train'"),
-        ("train = 3", "'train' is no command with options"),
+        ("train = 3", "'train' is a command: write [train]"),
         ("[train]\nsteps = ", "forge.toml is not valid TOML"),
     ],
 )

@@ -14,6 +14,7 @@ from promptforge.selection import fit_selector
 from promptforge.task import Pattern, Task
 from promptforge.template import Template
 from promptforge.template_search import search_template
+from promptforge.tuning.rerank import check_takes
 from promptforge.tuning.tuner import Member, Tuner, dev_score
 
 
@@ -45,8 +46,10 @@ class LmBff(Strategy):
         """The best candidate on the development rows, tuned.
 
         Raises:
-            UserError: candidates to rank, and no development rows.
+            UserError: candidates to rank, and no development rows, `templates` or `assignments` with
+                a verbalizer that cannot read them.
         """
+        self.check_tuner(tuner)
         task = tuner.task
         if self.templates:
             task = self._with_templates(tuner)
@@ -71,6 +74,16 @@ class LmBff(Strategy):
             return next(iter(made.values()))
         scores = {name: dev_score(model, tuner.dev) for name, model in made.items()}
         return made[max(scores, key=lambda name: scores[name])]
+
+    def check_tuner(self, tuner: Tuner) -> None:
+        """Raise a `UserError` where the verbalizer cannot read what a search would find."""
+        if self.templates:
+            words = tuner.task.words_for(next(iter(tuner.task.patterns)))
+            like = Pattern("found", Template("It was {{ mask }}", name="found"), words)
+            tuner = tuner.with_(task=replace(tuner.task, patterns={"found": like}))
+            check_takes(tuner, f"strategy.templates={self.templates}")
+        if self.assignments:
+            check_takes(tuner, f"strategy.assignments={self.assignments}", 1)
 
     def _demonstrating(self, tuner: Tuner) -> Tuner:
         if tuner.demonstrations is not None:

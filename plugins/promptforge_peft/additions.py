@@ -26,10 +26,19 @@ from promptforge import Backbone, PromptForgeError, UserError
 from promptforge.backbone import Addition, Delta, Folded
 from promptforge.backbone.addition import Computed
 from promptforge.errors import listed
-from promptforge_peft.injection import ADAPTER, class_of, injected
+from promptforge_peft.injection import ADAPTER, as_json, class_of, config_of, injected
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 Config = Mapping[str, Any]
+#: Options that leave what the tensors do as it is: where a configuration is from; which matrices it changes,
+#: as the tensors' names say that; `fan_in_fan_out`, which peft itself puts right; first values.
+_UNREAD = {
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type",
+    "exclude_modules", "layers_pattern", "layers_to_transform", "modules_to_save", "target_modules",
+    "fan_in_fan_out", "d_initial", "delora_lambda", "eva_config",
+}  # fmt: skip
+#: First values by name. Other starts (PiSSA, OLoRA) change the model's own matrices too.
+_STARTS = {"eva", "gaussian", "kaiming_uniform", "lycoris", "orthogonal", "xavier_uniform"}
 
 
 class PeftDeltas(Folded):
@@ -194,6 +203,7 @@ class Injected(Addition):
         if self._live and shapes[0] != shapes[1]:
             strange = next(n for n in {**own, **theirs} if shapes[0].get(n) != shapes[1].get(n))
             raise UserError(f"the two differ in {strange!r}.")
+        _check_same(self.config, other.to_json()["peft"])
         if self._live:
             from peft.utils import set_peft_model_state_dict
 
@@ -221,6 +231,30 @@ class Injected(Addition):
         with torch.no_grad():
             for name, value in values.items():
                 backbone.parameters[name].copy_(value)
+
+
+def _check_same(own: Config, theirs: Config) -> None:
+    """Raise a `UserError` where two configurations do different things with the same tensors."""
+    kind = own["peft_type"]
+    # UniLoRA has one tensor for all matrices, whose name says none of them.
+    unread = _UNREAD - ({"target_modules", "layers_to_transform"} if kind == "UNILORA" else set())
+    there = _whole(theirs)
+    for name, here in _whole(own).items():
+        was = there.get(name)
+        starts = all(not isinstance(v, str) or v in _STARTS for v in (here, was))
+        if name in unread or "dropout" in name or (name.startswith("init_") and starts):
+            continue
+        if here != was:
+            raise UserError(
+                f"{name} of peft's {kind} is {was!r} there, and {here!r} here. Give the options that it was tuned with."
+            )
+
+
+def _whole(config: Config) -> Config:
+    """A configuration as a file has it, with the options that an older peft did not have."""
+    options = {name: value for name, value in config.items() if name != "peft_type"}
+    made: Config = json.loads(json.dumps(as_json(config_of(config["peft_type"], options))))
+    return made
 
 
 def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
@@ -281,6 +315,8 @@ def addition(
 
 def _deltas(model: PeftModel, backbone: Backbone) -> dict[str, Delta] | None:
     """The deltas that do what peft's layers do; None where there are other layers than these."""
+    if getattr(model.peft_config[ADAPTER], "layer_replication", None):
+        return None  # the layers are others, also where none of the new ones has an adapter
     base = model.get_base_model()
     layers = {n: m for n, m in base.named_modules() if isinstance(m, BaseTunerLayer)}
     made: dict[str, Delta] = {}

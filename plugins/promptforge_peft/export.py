@@ -11,7 +11,7 @@ import peft
 import torch
 from torch import Tensor
 
-from promptforge import Backbone, UserError, artifact
+from promptforge import Backbone, UserError, artifact, artifact_files
 from promptforge.backbone import Addition
 from promptforge.folders import whole
 from promptforge.progress import Reporter
@@ -31,7 +31,8 @@ def export(
     everything, special tokens too, and here they stand after these: outputs are equal where the model
     has none in front (GPT-2, T5), and a warning says where it has. A causal model's prefix becomes
     peft's prefix tuning. There the text's positions begin after the prefix, and here at 0: outputs
-    are equal where 0 is given as the first position.
+    are equal where 0 is given as the first position. A verbalizer that learned and early exits stay
+    in the artifact, which a warning says too.
 
     Args:
         path: the folder of a run or of an artifact.
@@ -39,13 +40,24 @@ def export(
         options: for `load_model`: device, batch_tokens.
 
     Raises:
-        UserError: peft has nothing that is the same; the folder is in use.
+        UserError: peft has nothing that is the same; a classification head or an attention pattern
+            belongs to it; the folder is in use.
         PromptForgeError: a damaged artifact; no space.
     """
     report, folder = report or Reporter(), Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already. Name another folder.")
     found = artifact.open_parts(path, report=report, **options)
+    if found.data["kind"] == "head":
+        raise UserError(
+            f"{path} has a classification head, which an adapter of peft has no place for. Tune it with "
+            "a strategy that reads masks, such as prompt."
+        )
+    if (placed := found.backbone.placed) is not None:
+        raise UserError(
+            f"{path} reads with attention {placed.pattern.name!r}, which an adapter of peft cannot say. "
+            "promptforge predict and promptforge.artifact.load read it as it is."
+        )
     added = found.weights.added if found.weights is not None else None
     if found.weights is None or added is None or found.weights.tensors or found.weights.rows:
         raise UserError(
@@ -59,6 +71,15 @@ def export(
                 shutil.copyfile(home / name, draft / name)
         else:
             _write(found.backbone, added, draft, str(path), report)
+    if any(name.startswith("verbalizer/") for name in found.tensors):
+        report.warn(
+            f"{path} also tuned its verbalizer: that stays there, and the adapter alone reads otherwise."
+        )
+    if artifact_files.has_exits(path):
+        report.warn(
+            f"{path} also has early exits: they stay there, and with the adapter alone every row goes through all "
+            "layers."
+        )
     return folder
 
 

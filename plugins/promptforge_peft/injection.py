@@ -119,7 +119,7 @@ def injected(
 
     Raises:
         UserError: peft cannot put these into this model; the state is of another shape, lacks
-            tensors or has others; whole modules beside the model's own.
+            tensors or has others; whole modules beside the model's own; aLoRA.
     """
     model, _ = backbone.model, backbone.matrices  # under the model's own names
     parts = [(m, dict(m._modules), dict(m._parameters)) for m in model.modules()]
@@ -146,6 +146,11 @@ def injected(
         raise UserError(
             f"peft's {kind} with modules_to_save={told['modules_to_save']} has whole modules beside the model's own, "
             "which is not supported: leave modules_to_save empty."
+        )
+    if tokens := told.get("alora_invocation_tokens"):
+        raise UserError(
+            f"peft's {kind} with alora_invocation_tokens={tokens} looks for these tokens in every call of the model, "
+            "which is not supported: leave alora_invocation_tokens out, or run such an adapter with peft."
         )
     before = [value for _, value, _ in values]
     try:

@@ -53,9 +53,14 @@ class PeftMethod(TuningMethod):
         """What the configuration adds: deltas where these say the same, else peft's modules.
 
         Raises:
-            UserError: peft cannot put it into this model; the candidates are listed.
+            UserError: peft cannot put it into this model; the candidates are listed. It repeats layers.
         """
         config = {**as_json(self.configuration(backbone)), "base_model_name_or_path": backbone.name}
+        if config.get("layer_replication"):
+            raise UserError(
+                f"method {self.name!r}: layer_replication={config['layer_replication']} makes another model of this "
+                "one, and what is tuned here belongs to the model as it is: leave layer_replication out."
+            )
         made = addition(backbone, config)
         return TrainedDeltas(made) if isinstance(made, PeftDeltas) else made
 
@@ -109,6 +114,11 @@ class LoRA(PeftMethod):
 
     def configuration(self, backbone: Backbone) -> PeftConfig:
         targets = matrices(backbone, self.targets, self.layers, self.name)
+        if _picks_layers(self.options) and not self.options.get("target_modules"):
+            raise UserError(
+                f"method {self.name!r}: layers_to_transform in options has no effect, as the matrices are given with "
+                "their full names: use the option layers, as in -o 'method.layers=[0, 1]'."
+            )
         return config_of(
             "lora",
             {
@@ -180,6 +190,12 @@ class Peft(PeftMethod):
             if kind == "ln_tuning":
                 options["target_modules"] = list(backbone.norms)
             elif kind != "trainable_tokens":
+                if _picks_layers(options):
+                    raise UserError(
+                        f"method {self.name!r}: layers_to_transform in options has no effect, as the matrices are given "
+                        "with their full names: name those of a layer in targets, as in "
+                        r"-o 'method.targets=\.0\..*attention', or give target_modules in options too."
+                    )
                 own = matrices(backbone, self.targets, [], self.name)
                 options["target_modules"] = own
         if "feedforward_modules" in known:
@@ -188,6 +204,11 @@ class Peft(PeftMethod):
             chosen = {n: m for n, m in backbone.matrices.items() if own is None or n in own}
             options["fan_in_fan_out"] = uses_conv1d(chosen)
         return config_of(self.config, options)
+
+
+def _picks_layers(options: Mapping[str, Any]) -> bool:
+    """Whether peft's own option for it is given; peft does not look at it for full names."""
+    return options.get("layers_to_transform") not in (None, [])
 
 
 def matrices(backbone: Backbone, targets: str, layers: Sequence[int], who: str) -> list[str]:

@@ -12,6 +12,7 @@ from pydantic import Field
 from promptforge import Classifier, Example, Task, UserError, search_verbalizer
 from promptforge.plugins import build
 from promptforge.tuning.loop import Target
+from promptforge.tuning.rerank import check_takes
 from promptforge.tuning.tuner import Member, Tuner
 from promptforge_pet.pet import Key, Pet, Voice
 from promptforge_pet.votes import drawn, most_likely
@@ -52,13 +53,10 @@ class IPet(Pet):
     search: str = Field("petal", description="The verbalizer search that finds those words.")
     search_options: dict[str, Any] = Field(default_factory=dict, description="Its options.")
 
-    def train(self, tuner: Tuner) -> Classifier:
-        """The final model, taught by the last generation.
-
-        Raises:
-            UserError: no unlabelled rows, fewer than two models, settings that do not fit.
-        """
-        tuner = self.checked(tuner)
+    def check_tuner(self, tuner: Tuner) -> None:
+        """Raise a `UserError` where settings do not fit, fewer than two models label, or the verbalizer
+        cannot read more words."""
+        super().check_tuner(tuner)
         # Untrained, the repetitions of a pattern are one model.
         models = len(tuner.task.patterns) * (self.repetitions if tuner.train else 1)
         if models < 2:
@@ -68,6 +66,15 @@ class IPet(Pet):
             )
         if self.widen:
             build("search", self.search, **self.search_options)
+            check_takes(tuner, f"strategy.widen={self.widen}", self.widen, more=True)
+
+    def train(self, tuner: Tuner) -> Classifier:
+        """The final model, taught by the last generation.
+
+        Raises:
+            UserError: no unlabelled rows, or what `check_tuner` says.
+        """
+        tuner = self.checked(tuner)
         voices = self.first(tuner, "g0-")
         task = tuner.task
         for generation in range(1, self.generations + 1):

@@ -102,10 +102,14 @@ class Pet(Strategy):
 
     # --- shared with iPET -----------------------------------------------------------------
 
+    def check_tuner(self, tuner: Tuner) -> None:
+        """Raise a `UserError` where the settings do not fit the final model."""
+        self.final_settings(tuner)
+
     def checked(self, tuner: Tuner) -> Tuner:
         """The tuner with at most `max_unlabeled` rows; every mistake comes before any training."""
         self.check_rows(tuner.train, tuner.unlabeled)
-        self.final_settings(tuner)
+        self.check_tuner(tuner)
         if len(tuner.task.patterns) == 1:
             tuner.report.warn(
                 f"strategy {self.name!r} lives on patterns that differ, and there is one only: "

@@ -30,17 +30,17 @@ class Priming(Strategy):
 
     name: ClassVar[str] = "priming"
 
-    def train(self, tuner: Tuner) -> Classifier:
-        """The untrained prompt model with demonstrations.
-
-        Raises:
-            UserError: no demonstrations were asked for.
-        """
+    def check_tuner(self, tuner: Tuner) -> None:
+        """Raise a `UserError` where no demonstrations were asked for."""
         if tuner.demonstrations is None:
             raise UserError(
                 "strategy 'priming' shows labelled rows: choose them with --demonstrations, for "
-                "example --demonstrations random."
+                "example --demonstrations random; in a comparison --strategy "
+                "priming:demonstrations=random."
             )
+
+    def train(self, tuner: Tuner) -> Classifier:
+        """The untrained prompt model with demonstrations."""
         return tuner.untrained()
 
 
@@ -119,6 +119,20 @@ class EnsembleStrategy(Strategy):
         else:
             super().check_rows(labelled, unlabeled)
 
+    def check_tuner(self, tuner: Tuner) -> None:
+        """Raise a `UserError` where runs of another strategy do not fit the options or the task."""
+        if not self.of:
+            return
+        if self.verbalizers:
+            raise UserError(
+                f"strategy 'ensemble': verbalizers are for patterns, and its members are runs of {self.of!r}: "
+                "choose their verbalizer with --verbalizer."
+            )
+        inner = self._inner()
+        if inner.needs_classes:
+            tuner.task.need_classes(f"strategy {self.of!r}")
+        inner.check_tuner(tuner)
+
     def train(self, tuner: Tuner) -> Classifier:
         """The mean of the members' probabilities.
 
@@ -143,14 +157,8 @@ class EnsembleStrategy(Strategy):
         return made
 
     def _runs(self, tuner: Tuner) -> dict[str, Classifier]:
-        if self.verbalizers:
-            raise UserError(
-                f"strategy 'ensemble': verbalizers are for patterns, and its members are runs of {self.of!r}: "
-                "choose their verbalizer with --verbalizer."
-            )
+        self.check_tuner(tuner)
         inner = self._inner()
-        if inner.needs_classes:
-            tuner.task.need_classes(f"strategy {self.of!r}")
         made: dict[str, Classifier] = {}
         for r in range(self.repetitions):
             name, trained = f"{self.of}-{r + 1}", dict[str, Trained]()

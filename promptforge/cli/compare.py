@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,8 @@ TITLES = {
 @task_options
 @click.option(
     "--strategy", "strategies", multiple=True, required=True, metavar="NAME[:KEY=VALUE,...]",
-    help="A strategy with its options, for example 'prompt:demonstrations=lm-bff,samples=4' (several: repeat).",
+    help="A strategy with its options, for example 'prompt:demonstrations=lm-bff,samples=4' or "
+    "'ensemble:verbalizers=[\"manual\",\"soft\"]' (several: repeat). verbalizer=NAME takes no verbalizer.json: only train does.",
 )  # fmt: skip
 @click.option("--seeds", default="13,21,42,87,100", show_default=True, help="Seeds, with commas.")
 @click.option("--shots", type=click.IntRange(min=1), default=16, show_default=True,
@@ -138,9 +140,10 @@ def show(found: Comparison, worth: dict[str, float | None] | None) -> None:
     if score != "pearson":
         guess = "majority class" if score == "accuracy" else "most frequent labels"
         table.add_row(guess, "", shown(found.majority), style="dim")
-    before = [c.zero_shot for c in found.cells if c.zero_shot is not None]
-    if before:
-        table.add_row("zero-shot", "0", shown(before[0]), style="dim")
+    before = _untrained(found, shown)
+    for value, names in before.items():
+        of = f" ({plain(', '.join(names))})" if len(before) > 1 else ""
+        table.add_row(f"zero-shot{of}", "0", value, style="dim")
     for line in lines:
         table.add_row(
             plain(line["contender"]), str(line["shots"] or "all"), shown(line[score]),
@@ -153,8 +156,20 @@ def show(found: Comparison, worth: dict[str, float | None] | None) -> None:
     out.print(
         table, f"[dim]{found.rows} test rows; p: paired t-test over the seeds against the best[/]"
     )
-    least = min((line["shots"] or 0 for line in lines), default=0)
+    own = [line["shots"] for line in lines if line["contender"] == "finetune" and line["shots"]]
     for name, rows in (worth or {}).items():
-        about = "at most" if rows == least else "about"
+        about = "at most" if rows == min(own, default=0) else "about"
         many = "more rows than were tried" if rows is None else f"{about} {rows:.0f} rows a label"
         out.print(f"{plain(name)}: fine-tuning needs {many} to be as good.")
+
+
+def _untrained(found: Comparison, shown: Callable[[float], str]) -> dict[str, list[str]]:
+    """Each zero-shot figure, as shown -> the contenders whose it is: verbalizers may differ."""
+    by_name: dict[str, list[float]] = {}
+    for cell in found.cells:
+        if cell.zero_shot is not None:
+            by_name.setdefault(cell.contender, []).append(cell.zero_shot)
+    out: dict[str, list[str]] = {}
+    for name, values in by_name.items():
+        out.setdefault(shown(sum(values) / len(values)), []).append(name)
+    return out

@@ -138,6 +138,11 @@ def search_template(as_json: bool, **params: Any) -> None:
         digits = len(str(len(found)))
         named = {f"{params['search']}-{i:0{digits}}": t for i, t in enumerate(found, start=1)}
         _write(folder, params["search"], named)
+        if run:
+            from promptforge.tuning.rerank import accuracy
+
+            named = {name: replace(t, tuned=accuracy(t.tuned or 0.0, len(dev)))
+                     for name, t in named.items()}  # fmt: skip
         templates = [{"name": name, **asdict(t)} for name, t in named.items()]
         if run:
             assert tuner.folder is not None
@@ -165,8 +170,9 @@ def _data(setup: Setup, params: dict[str, Any]) -> tuple[list[Example], list[Exa
     held: list[Example] = []
     if params["shots"]:
         train, held = sample_shots(
-            train, params["shots"], params["seed"], list(task.labels), dev=not source
-        )
+            train, params["shots"], params["seed"], list(task.labels), dev=not source,
+            text_columns=task.inputs,
+        )  # fmt: skip
     return train, setup.labelled(source, complete=False) if source else held
 
 
@@ -240,11 +246,16 @@ def _show(
     table.add_column("train", justify="right")
     if dev:
         table.add_column("dev", justify="right")
+    tuned = any(found.tuned is not None for found in named.values())
+    if tuned:
+        table.add_column("dev after tuning", justify="right")
     for name, found in named.items():
-        cells = [percent(found.train or 0.0), *([percent(found.dev or 0.0)] if dev else [])]
+        shown = [found.train, *([found.dev] if dev else []), *([found.tuned] if tuned else [])]
+        cells = [percent(value or 0.0) for value in shown]
         table.add_row(plain(name), plain(found.source), f"{found.score:.1f}", *cells)
-    table.add_row("chance", "", "", *[percent(chance)] * (2 if dev else 1), style="dim")
+    table.add_row("chance", "", "", *[percent(chance)] * len(cells), style="dim")
     measured = f"{train} train" + (f", {dev} dev" if dev else "")
     console().print(
-        table, f"\nZero-shot accuracy. Rows: {measured}. Templates written to [bold]{plain(folder)}[/]"
+        table, f"\nAccuracy, zero-shot{' but for the last column' if tuned else ''}. Rows: {measured}. "
+        f"Templates written to [bold]{plain(folder)}[/]"
     )  # fmt: skip

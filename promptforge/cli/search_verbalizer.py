@@ -202,6 +202,12 @@ def _show(words: LabelWords, results: dict[str, Any], output: str) -> None:
             ]
             table.add_row(plain(label), "  ".join(cells or map(plain, found)))
         out.print(table, "")
+    for pattern, tuned in words.origin.get("reranked", {}).items():
+        which = (
+            "for all patterns" if pattern == "*" else f"for the pattern [bold]{plain(pattern)}[/]"
+        )
+        ranked = ", ".join(map(percent, tuned))
+        out.print(f"Accuracy on dev after tuning, by set of words {which}, best first: {ranked}\n")
     if not results:
         out.print(f"No dev or test rows to measure on. Words written to [bold]{plain(output)}[/]")
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +35,8 @@ FIGURES = {
     "label sets": ("micro_f1", "macro_f1"),
     "numbers": ("pearson", "spearman"),
 }
+#: what stands in quotes, else a character
+_TOKEN = re.compile(r""""(?:\\.|[^"\\])*"|'[^']*'|.""", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,15 @@ class Contender:
     def parse(cls, text: str) -> Contender:
         """`NAME`, or `NAME:KEY=VALUE,...`; a KEY is a role, `samples`, or an option of a component.
 
+        A VALUE is what `-o` takes; its commas stand in brackets, braces or quotes.
+
         Raises:
             UserError: no such component or option.
         """
         name, _, rest = text.partition(":")
         components = {"strategy": name.strip(), "method": "all", "verbalizer": "manual"}
         pairs, samples = [], 1
-        for pair in filter(None, (p.strip() for p in rest.split(","))):
+        for pair in _pairs(rest):
             key, _, value = pair.partition("=")
             if key in ROLES:
                 components[key] = value
@@ -72,7 +76,10 @@ class Contender:
             else:
                 pairs.append(pair)
         classes = {role: component(role, chosen) for role, chosen in components.items()}
-        return cls(text, components, parse_options(pairs, classes), samples)
+        try:
+            return cls(text, components, parse_options(pairs, classes), samples)
+        except UserError as error:
+            raise UserError(f"--strategy {text!r}: {str(error).removeprefix('-o ')}") from None
 
     @classmethod
     def of(cls, text: str, made: Mapping[str, Component], samples: int = 1) -> Contender:
@@ -161,30 +168,24 @@ class Comparison:
 
         Read off the baseline's curve, straight between its points in the logarithm of the rows;
         None where it does not get there with the rows it was given. The least that was tried is
-        enough where its first point is as good already.
+        enough where its first point is as good already. All rows (0 shots) are no point.
         """
-        score = self.figures[0]
-        curve = [(s["shots"], s[score]) for s in self.summary() if s["contender"] == baseline]
-        curve.sort()
-        out: dict[str, float | None] = {}
-        for line in self.summary():
-            if line["contender"] != baseline:
-                out[line["contender"]] = _reached(curve, line[score])
-        return out
+        score, lines = self.figures[0], self.summary()
+        own = [s for s in lines if s["contender"] == baseline and s["shots"]]
+        curve = sorted((s["shots"], s[score]) for s in own)
+        others = [s for s in lines if s["contender"] != baseline]
+        return {s["contender"]: _reached(curve, s[score]) for s in others}
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
+        names = dict(zip(("score", "other"), self.figures, strict=True))
         return {
             "task": self.task,
             "rows": self.rows,
             "majority": self.majority,
             "summary": self.summary(),
-            "cells": [self._cell_json(c) for c in self.cells],
+            "cells": [{names.get(k, k): v for k, v in vars(c).items()} for c in self.cells],
         }
-
-    def _cell_json(self, cell: Cell) -> dict[str, Any]:
-        names = dict(zip(("score", "other"), self.figures, strict=True))
-        return {names.get(key, key): value for key, value in vars(cell).items()}
 
 
 @publishing("folder")
@@ -219,8 +220,9 @@ def compare(
         options: further arguments of `train` (settings, class_weight).
 
     Raises:
-        UserError: no test rows, a contender that does not exist, too few rows, a seed that is there
-            twice, no such backend, a cell of other options or rows in the folder.
+        UserError: no test rows, a contender that does not exist or does not fit the task, too few
+            rows, a seed that is there twice, no such backend, a cell of other options or rows in the
+            folder.
     """
     report = report or Reporter()
     made = [c if isinstance(c, Contender) else Contender.parse(c) for c in contenders]
@@ -233,22 +235,21 @@ def compare(
     if any(size < 1 for sizes in (label_cost or {}).values() for size in sizes):
         raise UserError("label_cost has less than 1: name numbers of rows a label, from 1.")
     out = Comparison(task.name, len(test), _majority(task, test), figures=FIGURES[kind_of(task)])
-    plan = [(c, shots or 0) for c in made]
+    plan = {(c.text, shots or 0): c for c in made}
     for text, sizes in (label_cost or {}).items():
-        plan += [
-            (Contender.parse(text), k)
-            for k in sizes
-            if (text, k) not in {(c.text, s) for c, s in plan}
-        ]
-    for _, size in plan:
-        if size:  # said before hours of work
-            task.sample_shots(rows, size, 0, dev=not dev)
+        for size in sizes:
+            plan.setdefault((text, size), Contender.parse(text))
     todo = [
-        Job(_file_name(f"{c.text}-{size}-{seed}"), c, size or None, seed)
-        for c, size in plan
+        Job(_file_name(f"{text}-{size}-{seed}"), c, size or None, seed)
+        for (text, size), c in plan.items()
         for seed in seeds
     ]
     common = {"dev": dev, "test": test, "unlabeled": unlabeled, **options}
+    for job in todo:  # said before hours of work
+        if job.seed == seeds[0]:
+            wanted(task, rows, backbone=backbone, **job.arguments(), **common)
+        elif job.shots:  # a draw may meet too many repeated rows
+            task.sample_shots(rows, job.shots, job.seed, dev=not dev)
     with started(backend, jobs) as many:
         done = trained(
             task, rows, todo, backbone=backbone, jobs=many, folder=folder, report=report, **common
@@ -301,7 +302,7 @@ def trained(
         UserError: a job's folder has a run of other options or rows.
     """
     home = Path(folder).absolute() if folder else None
-    done = _found(task, rows, todo, backbone, home, Path(folder or ""), option, common)
+    done = _found(task, rows, todo, backbone, Path(folder), option, common) if folder else {}
     open_ = [job for job in todo if job.name not in done]
     work = partial(_train_cell, task, rows, common)
     if jobs > 1 and len(open_) > 1 and job_queue.can_send(backbone, report):
@@ -319,26 +320,19 @@ def trained(
 
 
 def _found(
-    task: Task,
-    rows: Sequence[Example],
-    todo: Sequence[Job],
-    backbone: Backbone,
-    home: Path | None,
-    shown: Path,
-    option: str,
-    common: dict[str, Any],
-) -> dict[str, dict[str, Any]]:
+    task: Task, rows: Sequence[Example], todo: Sequence[Job], backbone: Backbone, home: Path,
+    option: str, common: dict[str, Any],
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """The results of the jobs that are done, where they and those under way are what is wanted."""
     done: dict[str, dict[str, Any]] = {}
     others: dict[str, str] = {}
-    for job in todo if home else ():
-        assert home is not None
-        folder = RunFolder(home / job.name)
+    for job in todo:
+        folder = RunFolder(home.absolute() / job.name)
         if folder.read(CONFIG) is None:
             continue
         config, rows_now = wanted(task, rows, backbone=backbone, **job.arguments(), **common)
         if other := folder.differences(config, rows_now):
-            others[url_of(folder.path) or str(shown / job.name)] = other
+            others[url_of(folder.path) or str(home / job.name)] = other
         elif (results := folder.results) is not None:
             done[job.name] = results
     if others:
@@ -401,9 +395,20 @@ def _reached(curve: Sequence[tuple[int, float]], score: float) -> float | None:
         return float(curve[0][0]) if curve else None
     for (low, a), (high, b) in pairwise(curve):
         if a < score <= b:
-            share = (score - a) / (b - a)
-            return float(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
+            return float(low * (high / low) ** ((score - a) / (b - a)))
     return None
+
+
+def _pairs(text: str) -> list[str]:
+    """What stands between the commas that are in no brackets, braces or quotes."""
+    out, depth = [""], 0
+    for token in _TOKEN.findall(text):
+        depth += (token in "[{") - (token in "]}")
+        if token == "," and not depth:
+            out.append("")
+        else:
+            out[-1] += token
+    return [pair.strip() for pair in out if pair.strip()]
 
 
 def _file_name(text: str) -> str:

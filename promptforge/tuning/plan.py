@@ -149,6 +149,7 @@ def planned(
         init_from=str(init_from or ""),
         exits=at_exits if isinstance(at_exits, Joint) else None,
     )
+    made.check_tuner(tuner)
     return Plan(tuner, made, at_exits, _config(tuner, whole, counts, made, shots, at_exits))
 
 
@@ -225,6 +226,8 @@ def _class_weights(
             raise UserError(
                 f"class weight for {label!r}: there is no such label.{did_you_mean(label, list(task.labels))}"
             )
-        if not weight >= 0:
-            raise UserError(f"class weight of {label!r} is {weight}; it must be 0 or more.")
+        if not 0 <= weight < float("inf"):
+            raise UserError(
+                f"class weight of {label!r} is {weight}; it must be 0 or more, and finite."
+            )
     return dict(given)

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from promptforge.backbone.base import Backbone
+from promptforge.candidates import whole_words
 from promptforge.errors import UserError
 from promptforge.progress import Reporter
 from promptforge.task import Pattern, Task
 from promptforge.template import Template
 from promptforge.tuning import jobs as job_queue
+from promptforge.tuning import processes
 from promptforge.tuning.run import RunFolder
 from promptforge.tuning.tuner import Member, Tuner, dev_score
 from promptforge.verbalizer import LabelWords
@@ -30,6 +33,10 @@ def rerank_words(words: LabelWords, tuner: Tuner, most: int) -> LabelWords:
         tuner: has training and development rows; each set is one training, kept in the tuner's
             `folder` where it has one.
         most: how many sets of each pattern are tried.
+
+    Returns:
+        pattern -> of each set that was tried its accuracy on the development rows in
+        `origin["reranked"]`, best first.
 
     Raises:
         UserError: no development rows, or a search that does not rank sets.
@@ -53,7 +60,8 @@ def rerank_words(words: LabelWords, tuner: Tuner, most: int) -> LabelWords:
         order = sorted(range(len(found)), key=lambda i: -found[i])
         ranked[pattern] = [sets[i] for i in order] + sets[most:]
         best[pattern] = ranked[pattern][0]
-        scores[pattern] = [found[i] for i in order]
+        of = [[accuracy(measured[n], len(tuner.dev)) for n in names] for names in parts[pattern]]
+        scores[pattern] = [sum(of[i]) / len(of[i]) for i in order]
     origin = {**words.origin, "reranked": scores}
     return replace(words, patterns=best, scores={}, alternatives=ranked, origin=origin)
 
@@ -91,6 +99,11 @@ def template_rank(tuner: Tuner) -> Callable[[Sequence[Template]], list[float]]:
         return list(tuned_scores(tuner, candidates).values())
 
     return rank
+
+
+def accuracy(score: float, rows: int) -> float:
+    """The accuracy on `rows` rows in a `dev_score`, which is it less a hair for unlikely labels."""
+    return round(score * rows) / rows
 
 
 def tuned_scores(tuner: Tuner, candidates: Mapping[str, tuple[Task, str]]) -> dict[str, float]:
@@ -139,6 +152,49 @@ def _tuned_score(
     """A job: what tuning makes of a candidate."""
     tuner = replace(tuner, backbone=backbone, folder=folder, trained={})
     return dev_score(tuner.member(member), tuner.dev)
+
+
+def check_takes(tuner: Tuner, option: str, words: int = 0, *, more: bool = False) -> None:
+    """Refuse what the tuner's verbalizer could not read, before anything is searched or tuned.
+
+    The verbalizer is asked: it reads one row with `words` of the model's vocabulary for each label,
+    in place of the task's or with `more` after them; 0: with those of the task.
+
+    Args:
+        option: what asks for the search, for the message.
+
+    Raises:
+        UserError: it cannot read such words with the task's templates, or has words of its own.
+    """
+    row = tuner.train[0].row if tuner.train else tuner.unlabeled[0]
+    plain = tuner.with_(unlabeled=[], demonstrations=None, report=processes.Mute())
+    for pattern in tuner.task.patterns:
+        model = plain.untrained(tuner.task.choose([pattern]), remember=False)
+        own = model.task.words_for(pattern)
+        given = {label: list(own.get(label, ())) for label in tuner.labels}
+        if words:
+            readout = model.read(pattern, [row])
+            if more:  # what it cannot read of the task's own words is told as it is
+                model.class_scores(pattern, readout)
+            known = whole_words(tuner.backbone, space_before=readout.space_before()).words
+            taken = {word.lower() for some in given.values() for word in some}
+            new = (word for word in known if word.lower() not in taken)
+            given = {y: [*(some if more else ()), *islice(new, words)] for y, some in given.items()}
+            model = plain.untrained(model.task.with_words({pattern: given}), remember=False)
+        elif not all(given.values()):
+            return  # the search says what it lacks
+        try:
+            with tuner.precision.computing():
+                readout = model.read(pattern, [row])
+                model.class_scores(pattern, readout)
+            read = model.verbalizer(pattern, readout.encoded[0]).words
+            if words and not all(set(some) <= set(read[label]) for label, some in given.items()):
+                raise UserError("It has words of its own.")
+        except UserError as error:
+            raise UserError(
+                f"-o {option}: the verbalizer {tuner.verbalizer.name!r} cannot read what the search would "
+                f"find. Leave that option out, or choose another --verbalizer. ({error})"
+            ) from None
 
 
 def _need_dev(tuner: Tuner) -> None:

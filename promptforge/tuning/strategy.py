@@ -47,6 +47,9 @@ class Strategy(Component):
                 "--unlabeled FILE (in Python: unlabeled=rows), or 'unlabeled' in task.toml, [data]."
             )
 
+    def check_tuner(self, tuner: Tuner) -> None:
+        """Raise a `UserError` where what it is given does not fit it, before anything is trained."""
+
     @abstractmethod
     def train(self, tuner: Tuner) -> Classifier:
         """The classifier.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -34,6 +35,7 @@ from promptforge.tuning.run import RESULTS, RunFolder
 from promptforge.tuning.settings import Settings
 from promptforge.tuning.strategy import Strategy
 from promptforge.tuning.tracking import Tracking, check, figures
+from promptforge.tuning.tuner import Tuner
 from promptforge.verbalizer import Verbalizer
 
 
@@ -181,6 +183,7 @@ def train(
         report=report,
     )  # fmt: skip
     tuner, made_strategy, at_exits = plan.tuner, plan.strategy, plan.exits
+    _check_weights(tuner, row_weights)
     whole, task, multi, chosen_by = task, task.binary, task.multi_label, dev
     if tuner.demonstrations is not None:
         # Of its own: the selector that was given may be another classifier's too.
@@ -199,7 +202,9 @@ def train(
             classifier = made_strategy.train(tuner)
             if isinstance(at_exits, TwoStage):
                 classifier = train_exits(tuner, classifier, at_exits)
-        seconds = time.perf_counter() - began
+        # What an interrupted run had trained took its time too.
+        before = sum(t.seconds for t in tuner.trained.values()) / tuner.jobs
+        seconds = max(time.perf_counter() - began, before)
         untrained: Classifier | None = None
         if compare_untrained and task.patterns and _comparable(task, classifier, report):
             # Zero-shot is without demonstrations, whatever the strategy shows.
@@ -235,6 +240,23 @@ def train(
             folder.write(RESULTS, made.to_json())
         log(figures(made.to_json()["results"]), 0)
     return made
+
+
+def _check_weights(tuner: Tuner, row_weights: Sequence[float]) -> None:
+    """Refuse weights of rows that are none, and weights that leave nothing to learn."""
+    for number, weight in enumerate(row_weights, start=1):
+        if not 0 <= weight < math.inf:
+            raise UserError(
+                f"row_weights: the weight of row {number} is {weight}; it must be 0 or more, and finite."
+            )
+    counted = [
+        t.weight for t in tuner.targets()
+    ]  # none where only unlabelled rows are learned from
+    if not any(counted or [tuner.class_weight.get(label, 1.0) for label in tuner.labels]):
+        raise UserError(
+            "The weights of rows and classes are 0 for all that is learned from, so there is "
+            "nothing to learn: give one of the rows or labels a weight above 0."
+        )
 
 
 def _tracking(names: Sequence[str], run: str | Path | None) -> Tracking:

@@ -266,11 +266,14 @@ class Tuner:
         pattern, task = member.pattern, (member.task or self.task).choose([member.pattern])
         live = self.untrained(task, remember=False)
         live.warn_cuts = False
+        start = self._start(member)
         objective = PromptObjective(
             live, pattern, self.method, member.targets,
             alpha=member.alpha, unlabeled=self.unlabeled, settings=settings, seed=member.seed,
-            start=self._start(member), exits=self._exit_share(settings),
+            start=start, exits=self._exit_share(settings),
         )  # fmt: skip
+        if start is not None:
+            start.begin_verbalizer(objective.verbalizer, live, pattern)
 
         def finish() -> Classifier:
             own = objective.own_tensors()
@@ -288,9 +291,11 @@ class Tuner:
         texts = Texts(backbone, self.task.inputs, member.pooling)
         rate = dropout_of(backbone)
         head = Head(backbone.width, len(labels), rate).to(backbone.device)
+        start = self._start(member)
+        if start is not None:  # before exits start as it is
+            start.begin_head(head, labels, self.report)
         objective = HeadObjective(
-            texts, head, self.method, member.targets, self._start(member),
-            self._exit_share(settings),
+            texts, head, self.method, member.targets, start, self._exit_share(settings),
         )  # fmt: skip
         live = HeadModel(texts, head, labels, scale=self.task.scale)
 
@@ -387,7 +392,9 @@ def dev_score(classifier: Classifier, dev: Sequence[Example]) -> float:
     With 16 rows a label many looks tie in accuracy, and the likelihood tells them apart. Of
     numbers it is Pearson's correlation.
     """
-    return score_of(classifier, classifier.predict_proba([e.row for e in dev]), dev)
+    # Unchecked: that it is not finite is said with the step.
+    found = classifier.combined(classifier.part_probabilities([e.row for e in dev]))
+    return score_of(classifier, found, dev)
 
 
 def score_of(classifier: Classifier, probabilities: Probabilities, dev: Sequence[Example]) -> float:
