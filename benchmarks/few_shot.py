@@ -260,7 +260,10 @@ def line(title: str, figure: str, row: str, cells: Cells, args: argparse.Namespa
     for task in args.tasks:
         found = [cells.get(Key(args.model, row, task, seed), {}) for seed in planned_seeds]
         values = [100 * c[figure] for c in found if figure in c]
-        seconds += [c["seconds"] for c in found if "seconds" in c and figure == "accuracy"]
+        # null: of a run that was stopped and continued
+        seconds += [
+            c["seconds"] for c in found if c.get("seconds") is not None and figure == "accuracy"
+        ]
         if not values:
             shown.append("failed" if any("error" in c for c in found) else "not run")
             continue
