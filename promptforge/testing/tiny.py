@@ -5,6 +5,7 @@ They are made in memory in well under a second: no file, no network, always the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -46,14 +47,21 @@ VOCABULARY = 1200
 
 
 def _wordpiece(texts: Sequence[str]) -> Any:
-    tok = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tok.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tok.decoder = decoders.WordPiece()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tok.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special)
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    # The trainer numbers inner letters in the order of a hash map, which no two processes share, and
+    # breaks ties by these numbers. What it takes for special tokens has its number beforehand.
+    letters = {c for text in texts for c in normalizer.normalize_str(text) if not c.isspace()}
+    inner = [f"##{letter}" for letter in sorted(letters)]
+    learned = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learned.normalizer, learned.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
+    learned.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special + inner)
     )
+    tok = Tokenizer(models.WordPiece(learned.get_vocab(), unk_token="[UNK]"))
+    tok.add_special_tokens(special)
+    tok.normalizer, tok.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
+    tok.decoder = decoders.WordPiece()
     tok.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -119,16 +127,20 @@ def _metaspace(texts: Sequence[str]) -> Any:
 
 
 def _unigram(texts: Sequence[str]) -> Any:
-    tok = Tokenizer(models.Unigram())
+    special = ["<pad>", "</s>", "<unk>"]
+    # The pieces are learned by merges, rarer ones later: the trainer of unigrams sums in another order
+    # in every process, and ends with others.
+    learned = Tokenizer(models.BPE(unk_token="<unk>"))
+    learned.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    learned.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special)
+    )
+    pieces = sorted(learned.get_vocab().items(), key=lambda piece: piece[1])
+    tok = Tokenizer(models.Unigram([(text, -math.log(1 + i)) for text, i in pieces], unk_id=2))
+    tok.add_special_tokens(special)
     tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tok.decoder = decoders.Metaspace()
     sentinels = [f"<extra_id_{i}>" for i in range(10)]
-    tok.train_from_iterator(
-        texts,
-        trainers.UnigramTrainer(
-            vocab_size=VOCABULARY, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>"
-        ),
-    )
     tok.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )
