@@ -109,7 +109,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "one": [*two, "--seed", "13"],
         "two": [*two, "--seed", "21"],
         "head": ["--strategy", "finetune", "--seed", "13"],
-        "demos": ["--pattern", "review", "--demonstrations", "random", "--seed", "13"],
+        "demos": ["--pattern", "it-was", "--demonstrations", "random", "--seed", "13"],
     }.items():
         assert run([*base, "--run", str(home / "runs" / name), *options]) == 0
     return home / "runs"

@@ -5,7 +5,6 @@ They are made in memory in well under a second: no file, no network, always the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -127,20 +126,16 @@ def _metaspace(texts: Sequence[str]) -> Any:
 
 
 def _unigram(texts: Sequence[str]) -> Any:
-    special = ["<pad>", "</s>", "<unk>"]
-    # The pieces are learned by merges, rarer ones later: the trainer of unigrams sums in another order
-    # in every process, and ends with others.
-    learned = Tokenizer(models.BPE(unk_token="<unk>"))
-    learned.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    learned.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special)
-    )
-    pieces = sorted(learned.get_vocab().items(), key=lambda piece: piece[1])
-    tok = Tokenizer(models.Unigram([(text, -math.log(1 + i)) for text, i in pieces], unk_id=2))
-    tok.add_special_tokens(special)
+    tok = Tokenizer(models.Unigram())
     tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tok.decoder = decoders.Metaspace()
     sentinels = [f"<extra_id_{i}>" for i in range(10)]
+    tok.train_from_iterator(
+        texts,
+        trainers.UnigramTrainer(
+            vocab_size=VOCABULARY, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>"
+        ),
+    )
     tok.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )
