@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from promptforge.errors import PromptForgeError, UserError, listed
+from promptforge.progress import Reporter
 from promptforge.tuning import checkpoint
 from promptforge.tuning.run import ARTIFACT_FILE, find_artifact
 
@@ -66,7 +67,27 @@ def found(path: str | Path) -> Path:
     return folder
 
 
-def has_exits(path: str | Path) -> bool:
+def warn_left_behind(
+    path: str | Path, tensors: Mapping[str, Tensor], what: str, report: Reporter
+) -> None:
+    """Say what of an artifact stays in it where only its tuned weights go elsewhere.
+
+    Args:
+        tensors: what it holds besides the weights.
+        what: what they become, for the message.
+    """
+    if any(name.startswith("verbalizer/") for name in tensors):
+        report.warn(
+            f"{path} also tuned its verbalizer: that stays there, and {what} alone reads otherwise."
+        )
+    if _has_exits(path):
+        report.warn(
+            f"{path} also has early exits: they stay there, and with {what} alone every row goes through all "
+            "layers."
+        )
+
+
+def _has_exits(path: str | Path) -> bool:
     """Whether rows may leave the model of an artifact early."""
     folder = found(path)
     while (kind := header(folder)["kind"]) in WRAPPING:

@@ -52,15 +52,7 @@ def merge(
         merge_weights(found.backbone, found.weights)
     except UserError as error:
         raise UserError(f"{path} cannot be merged: {error}") from None
-    if any(name.startswith("verbalizer/") for name in found.tensors):
-        report.warn(
-            f"{path} also tuned its verbalizer: that stays there, and the merged model alone reads otherwise."
-        )
-    if artifact_files.has_exits(path):
-        report.warn(
-            f"{path} also has early exits: they stay there, and with the merged model every row goes through "
-            "all layers."
-        )
+    artifact_files.warn_left_behind(path, found.tensors, "the merged model", report)
     with whole(folder) as draft:
         found.backbone.model.save_pretrained(draft)
         found.backbone.tokenizer.save_pretrained(draft)

@@ -71,15 +71,7 @@ def export(
                 shutil.copyfile(home / name, draft / name)
         else:
             _write(found.backbone, added, draft, str(path), report)
-    if any(name.startswith("verbalizer/") for name in found.tensors):
-        report.warn(
-            f"{path} also tuned its verbalizer: that stays there, and the adapter alone reads otherwise."
-        )
-    if artifact_files.has_exits(path):
-        report.warn(
-            f"{path} also has early exits: they stay there, and with the adapter alone every row goes through all "
-            "layers."
-        )
+    artifact_files.warn_left_behind(path, found.tensors, "the adapter", report)
     return folder
 
 

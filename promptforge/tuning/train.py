@@ -249,9 +249,8 @@ def _check_weights(tuner: Tuner, row_weights: Sequence[float]) -> None:
             raise UserError(
                 f"row_weights: the weight of row {number} is {weight}; it must be 0 or more, and finite."
             )
-    counted = [
-        t.weight for t in tuner.targets()
-    ]  # none where only unlabelled rows are learned from
+    # There are none where only unlabelled rows are learned from.
+    counted = [t.weight for t in tuner.targets()]
     if not any(counted or [tuner.class_weight.get(label, 1.0) for label in tuner.labels]):
         raise UserError(
             "The weights of rows and classes are 0 for all that is learned from, so there is "
