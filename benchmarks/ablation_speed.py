@@ -7,8 +7,8 @@ DIR holds sst2, trec and agnews, each with train.csv and test.csv. All weights o
 tuned on 16 rows a label at batch 8, without development rows; `--demonstrations` puts a row of
 each label before the text. Printed are steps per second of processor time, not wall time: with one
 thread it does not depend on what else the machine does. `dropout` is in the precision that
-`--precision auto` takes. A processor without instructions for bfloat16 is slower in it than in
-float32 (`auto` then takes float32).
+`--precision auto` takes. A processor without instructions for bfloat16, and some that have them,
+are slower in it than in float32 (`auto` then takes float32).
 """
 
 from __future__ import annotations

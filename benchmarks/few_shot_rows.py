@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -259,14 +259,26 @@ class Bench:
         )
         return self.tuned(strategy, draw)
 
-    def ensemble(self, draw: Draw) -> dict[str, Any]:
+    def ensemble(self, draw: Draw, **changes: Any) -> dict[str, Any]:
         """Every pattern, tuned several times: PET's members, averaged."""
         strategy = build("strategy", "ensemble", repetitions=self.args.repetitions)
-        made = self.tuned(strategy, draw, draw.task)
+        made = self.tuned(strategy, draw, draw.task, **changes)
         parts = made["parts"] or {"only": made["accuracy"]}
         return {**made, "members": sum(parts.values()) / len(parts)}
 
-    def pet(self, draw: Draw, name: str = "pet", **options: Any) -> dict[str, Any]:
+    def lora(self) -> dict[str, Any]:
+        """LoRA on every matrix in place of all weights, with as many learning rates."""
+        method = build("method", "lora", targets="all")
+        own, table = method.learning_rate, self.args.learning_rates
+        return {"method": method, "rates": [own * rate / min(table) for rate in table]}
+
+    def pet(
+        self,
+        draw: Draw,
+        name: str = "pet",
+        changes: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
         """PET or iPET over all patterns."""
         args = self.args
         strategy = build(
@@ -276,7 +288,7 @@ class Bench:
             final_learning_rate=args.final_learning_rate,
             **{"repetitions": args.repetitions, **options},
         )
-        return self.tuned(strategy, draw, draw.task)
+        return self.tuned(strategy, draw, draw.task, **(changes or {}))
 
     def ipet(self, draw: Draw, **options: Any) -> dict[str, Any]:
         """iPET over all patterns."""
@@ -369,10 +381,20 @@ ROWS: dict[str, TableRow] = {
         few=True,
     ),
     "ensemble": TableRow("ensemble of prompts", Bench.ensemble, _MEMBERS),
+    "ensemble-lora": TableRow(
+        "ensemble of prompts, LoRA", lambda bench, draw: bench.ensemble(draw, **bench.lora()),
+        _MEMBERS,
+    ),
     "pet-scores-both": _pet("scores", "both"),
     "pet-scores-unlabeled": _pet("scores", "unlabeled"),
     "pet-probabilities-both": _pet("probabilities", "both"),
     "pet-probabilities-unlabeled": _pet("probabilities", "unlabeled"),
+    "pet-lora": TableRow(
+        "PET, scores averaged, final model on unlabelled rows, LoRA",
+        lambda bench, draw: bench.pet(draw, changes=bench.lora(), final_data="unlabeled"),
+        _PET,
+        few=True,
+    ),
     "ipet": TableRow("iPET", lambda bench, draw: bench.ipet(draw), _IPET, few=True),
     "ipet-widen": TableRow(
         "iPET, widened words",

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from promptforge import Settings
 from promptforge.plugins import build
-from promptforge.tuning.precision import Precision
+from promptforge.tuning.precision import Precision, _gains
 from promptforge.tuning.tuner import Member
 
 CPU = torch.device("cpu")
@@ -73,19 +73,34 @@ def test_layers_that_are_computed_again_are_computed_in_the_same_precision() -> 
 
 
 @pytest.mark.parametrize(
-    ("instructions", "half"),
-    [((), False), (("_is_avx512_bf16_supported",), True), (("_is_amx_tile_supported",), True)],
+    ("instructions", "seconds", "half"),
+    [
+        ((), 0.1, False),
+        (("_is_avx512_bf16_supported",), 0.6, True),
+        (("_is_avx512_bf16_supported",), 1.9, False),
+        (("_is_avx512_bf16_supported",), 0.95, False),
+        (("_is_amx_tile_supported",), 0.2, True),
+    ],
 )
-def test_auto_is_bfloat16_where_the_processor_has_instructions_for_it(
-    instructions: tuple[str, ...], half: bool, monkeypatch: Any
+def test_auto_is_bfloat16_where_the_processor_gains_by_its_instructions_for_it(
+    instructions: tuple[str, ...], seconds: float, half: bool, monkeypatch: Any
 ) -> None:
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         answer = name in instructions
         monkeypatch.setattr(torch.cpu, name, lambda answer=answer: answer, raising=False)
-    assert Precision("auto", CPU).half is half
-    assert Precision("float32", CPU).half is False
-    assert Precision("bfloat16", CPU).half is True
-    x = torch.ones(1, 1)
-    with Precision("auto", CPU).computing():
-        expected = torch.bfloat16 if half else torch.float32
-        assert F.linear(x, torch.nn.Parameter(torch.ones(1, 1))).dtype == expected
+    noise = iter([3.0, 3.0, 1.0, 1.0] * 4)
+    monkeypatch.setattr(
+        "promptforge.tuning.precision._product_seconds",
+        lambda dtype: next(noise) + (seconds if dtype == torch.bfloat16 else 1.0) - 1.0,
+    )
+    _gains.cache_clear()
+    try:
+        assert Precision("auto", CPU).half is half
+        assert Precision("float32", CPU).half is False
+        assert Precision("bfloat16", CPU).half is True
+        x = torch.ones(1, 1)
+        with Precision("auto", CPU).computing():
+            expected = torch.bfloat16 if half else torch.float32
+            assert F.linear(x, torch.nn.Parameter(torch.ones(1, 1))).dtype == expected
+    finally:
+        _gains.cache_clear()

@@ -35,7 +35,7 @@ class Settings(BaseModel):
     accumulate: int = Field(1, ge=1, description="Parts that a batch is computed in.")
     clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0: any.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="bfloat16 on processors and GPUs that compute with it; else float32."
+        "auto", description="bfloat16 on GPUs and processors that are faster in it; else float32."
     )
     dropout: bool = Field(True, description="Use the model's dropout while training.")
     checkpointing: bool = Field(
