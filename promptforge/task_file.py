@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from promptforge.classifier import ENSEMBLE
 from promptforge.errors import UserError, listed
 from promptforge.multilabel import LABEL, NO, YES, MultiLabel
 from promptforge.plugins import manager
@@ -135,6 +136,8 @@ def check_name(name: str, where: str) -> None:
             f"{where}: {name!r} is also the name of a folder in a run's, so it cannot be empty, '.' or "
             "'..', and has no slash or backslash. Choose another."
         )
+    if name == ENSEMBLE:
+        raise UserError(f"{where}: {name!r} is what results call their mean. Choose another.")
 
 
 def _table(folder: Path, table: str) -> str:

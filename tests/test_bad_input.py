@@ -190,6 +190,7 @@ def test_templates(fails: Callable[..., str], name: str) -> None:
         ('name = "t"\ncolour = 3', "colour"),
         (NAMED.format("../../up", "p"), "name: '../../up' is also the name of a folder"),
         (NAMED.format("t", "a/b"), "patterns: 'a/b' is also the name of a folder"),
+        (NAMED.format("t", "all patterns"), "patterns: 'all patterns' is what results call"),
     ],
 )
 def test_task_files(fails: Callable[..., str], toml: str, expected: str) -> None:

@@ -185,6 +185,7 @@ def test_bad_input(
     assert "cannot be an input" in said(command(*inside, "--label-column", "text"))
     for flags, expected in (
         (("--sample", "--beams", 2), "choose one of the two"),
+        (("--length-penalty", 2.0), "add two or more (--beams 4)"),
         (("--top-p", 0.5), "add sample"),
         (("--json", "-O", "x.csv"), "--json prints one document"),
     ):

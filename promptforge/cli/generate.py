@@ -148,6 +148,8 @@ def _decoding(generator: Generator, given: Mapping[str, Any]) -> Decoding:
         own = {k: v for k, v in own.items() if k not in ("beams", "length_penalty")}
     if given.get("beams"):
         own = {k: v for k, v in own.items() if k not in ("sample", "temperature", "top_p")}
+    if given.get("beams") == 1:
+        own.pop("length_penalty", None)
     return Decoding.of(**{**own, **given})
 
 

@@ -54,6 +54,8 @@ class Decoding(BaseModel):
         drawn = {"temperature", "top_p"} & made.model_fields_set
         if drawn and not made.sample:
             raise UserError(f"{min(drawn)} is for samples: add sample (--sample).")
+        if "length_penalty" in made.model_fields_set and made.beams == 1:
+            raise UserError("length_penalty is for beams: add two or more (--beams 4).")
         return made
 
     def config(self, room: int) -> dict[str, Any]:
