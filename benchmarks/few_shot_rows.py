@@ -281,13 +281,12 @@ class Bench:
     ) -> dict[str, Any]:
         """PET or iPET over all patterns."""
         args = self.args
-        strategy = build(
-            "strategy",
-            name,
-            final_steps=args.final_steps,
-            final_learning_rate=args.final_learning_rate,
-            **{"repetitions": args.repetitions, **options},
-        )
+        table = {
+            "repetitions": args.repetitions,
+            "final_steps": args.final_steps,
+            "final_learning_rate": args.final_learning_rate,
+        }
+        strategy = build("strategy", name, **{**table, **options})
         return self.tuned(strategy, draw, draw.task, **(changes or {}))
 
     def ipet(self, draw: Draw, **options: Any) -> dict[str, Any]:
@@ -390,7 +389,7 @@ ROWS: dict[str, TableRow] = {
     "pet-probabilities-both": _pet("probabilities", "both"),
     "pet-probabilities-unlabeled": _pet("probabilities", "unlabeled"),
     "pet-lora": TableRow(
-        "PET, scores averaged, final model on unlabelled rows, LoRA",
+        "PET, LoRA, scores averaged, final model on unlabelled rows",
         lambda bench, draw: bench.pet(draw, changes=bench.lora(), final_data="unlabeled"),
         _PET,
         few=True,

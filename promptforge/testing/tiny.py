@@ -5,6 +5,7 @@ They are made in memory in well under a second: no file, no network, always the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -126,16 +127,24 @@ def _metaspace(texts: Sequence[str]) -> Any:
 
 
 def _unigram(texts: Sequence[str]) -> Any:
-    tok = Tokenizer(models.Unigram())
-    tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    tok.decoder = decoders.Metaspace()
-    sentinels = [f"<extra_id_{i}>" for i in range(10)]
-    tok.train_from_iterator(
+    special = ["<pad>", "</s>", "<unk>"]
+    metaspace = pre_tokenizers.Metaspace(prepend_scheme="always")
+    learned = Tokenizer(models.Unigram())
+    learned.pre_tokenizer = metaspace
+    learned.train_from_iterator(
         texts,
-        trainers.UnigramTrainer(
-            vocab_size=VOCABULARY, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>"
-        ),
+        trainers.UnigramTrainer(vocab_size=VOCABULARY, special_tokens=special, unk_token="<unk>"),
     )
+    # The trainer sums, and ranks letters, in the order of a hash map: the last digits of its scores, and with them
+    # the numbers of pieces, are other ones in each process.
+    found = json.loads(learned.to_str())["model"]["vocab"][len(special) :]
+    pieces = sorted(
+        ((p, round(score, 2)) for p, score in found), key=lambda piece: (-piece[1], piece)
+    )
+    tok = Tokenizer(models.Unigram([*((s, 0.0) for s in special), *pieces], unk_id=2))
+    tok.add_special_tokens(special)
+    tok.pre_tokenizer, tok.decoder = metaspace, decoders.Metaspace()
+    sentinels = [f"<extra_id_{i}>" for i in range(10)]
     tok.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )
