@@ -200,7 +200,8 @@ class TaskBank:
                     f"The task {name!r} was tuned by method {added.made_by.get('name')!r}, which puts modules "
                     "of its own into the model: it cannot share a pass with other tasks."
                 )
-            with self._passes:  # the model's parts are found by running it
+            with self._passes:  # the model's parts are found by running it, as it is by itself
+                self.backbone.apply(None)
                 check_names(self.backbone, added.prefixes(), added.deltas())
             bad = [n for n, t in added.tensors().items() if not bool(torch.isfinite(t).all())]
             if bad:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from promptforge import UserError
+from promptforge import PromptModel, UserError
+from promptforge.backbone.weights import Weights
 from promptforge.components import parse_options
 from promptforge.plugins import build, component
 from tests import adding
@@ -249,6 +251,30 @@ def test_what_is_refused(options: dict[str, Any], says: str) -> None:
         adding.added(adding.tuner(tiny.fresh("bert"), "adapter", **options))
 
 
+@pytest.mark.parametrize("method", ["lora", "houlsby"])
+def test_what_cannot_be_put_in_leaves_the_model_its_own(method: str) -> None:
+    backbone = tiny.fresh("bert")
+    same = adding.snapshot(backbone)
+    there = adding.tuner(backbone, method)
+    tuned = adding.trained(there)
+    tuned.forget()
+    rows = [e.row for e in there.train]
+    expected = tuned.predict_proba(rows)
+    other = adding.trained(adding.tuner(tiny.fresh("gpt2"), "lora")).weights
+    assert other is not None and tuned.weights is not None
+    foreign = replace(tuned.weights, added=other.added)
+    with pytest.raises(UserError, match="tuned on another model"):
+        PromptModel(backbone, tuned.task, weights=foreign).predict_proba(rows)
+    assert same()
+    assert (tuned.predict_proba(rows) == expected).all()
+    if names := list(tuned.weights.tensors):
+        strange = {names[0]: tuned.weights.tensors[names[0]], "no.such.weight": torch.zeros(1)}
+        with pytest.raises(KeyError):
+            backbone.apply(Weights(strange))
+    backbone.apply(None)
+    assert same()
+
+
 def test_two_that_change_one_matrix() -> None:
     methods: dict[str, Any] = {"pfeiffer": {}, "houlsby": {}}
     with pytest.raises(UserError, match=r"two methods add to .*output\.dense"):
@@ -259,6 +285,18 @@ def test_two_that_change_one_matrix() -> None:
     for methods in twice:
         with pytest.raises(UserError, match="method 'combined': two methods add to"):
             adding.added(adding.tuner(tiny.fresh("bert"), "combined", methods=methods))
+
+
+def test_the_model_s_own_weights_keep_their_rate_beside_others() -> None:
+    methods: dict[str, Any] = {"lora": {}, "prompt-tuning": {"tokens": 2, "model": "bitfit"}}
+    parts = [build("method", name, **options) for name, options in methods.items()]
+    made = build("method", "combined", methods=methods)
+    alone = parts[1].learning_rate * parts[1].model_share
+    assert alone != made.learning_rate
+    assert made.learning_rate * made.model_share == pytest.approx(alone)
+    # Norms that an adapter trains beside it learn as it does.
+    houlsby = build("method", "combined", methods={"houlsby": {}, "prompt-tuning": {}})
+    assert houlsby.model_share == 1.0
 
 
 def test_one_option_of_mam_is_set_alone() -> None:

@@ -32,6 +32,7 @@ from promptforge.backbone.weights import Weights
 from promptforge.bank import TaskBank
 from promptforge.plugins import build
 from promptforge.selection import fit_selector
+from tests import adding
 
 Command = Callable[..., Any]
 FILM = {"bad": ["bad"], "good": ["good"]}
@@ -286,6 +287,19 @@ def test_tasks_are_added_replaced_and_dropped() -> None:
     with pytest.raises(UserError, match="no task 'a'"):
         bank.predict([("a", row)])
     backbone.apply(None)
+
+
+def test_a_task_is_added_while_modules_of_peft_are_in_the_model() -> None:
+    backbone, other = tiny.fresh("bert"), tiny.fresh("bert")
+    loha = adding.trained(adding.tuner(other, "peft", config="loha"))
+    prefix = adding.trained(adding.tuner(other, "prefix"))
+    rows = [e.row for e in adding.tuner(backbone).train]
+    PromptModel(backbone, loha.task, weights=loha.weights).predict_proba(rows)
+    bank = TaskBank(backbone)
+    bank.add("a", PromptModel(backbone, prefix.task, weights=prefix.weights))
+    expected = prefix.predict_proba(rows)
+    np.testing.assert_allclose(bank.predict_proba([("a", r) for r in rows]), expected, atol=1e-6)
+    assert backbone.sites == other.sites
 
 
 def test_a_prediction_sees_one_set_of_tasks_however_they_change() -> None:

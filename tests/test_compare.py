@@ -126,6 +126,10 @@ def test_a_wrong_option_of_a_contender_is_one_of_strategy(text: str, said: str) 
         ("priming", "--strategy priming:demonstrations=random"),
         ("ensemble:of=priming", "--strategy priming:demonstrations=random"),
         ("ensemble:repetitions=0", "option 'repetitions'"),
+        ('ensemble:verbalizers=["manual","sfot"]', "Did you mean 'soft'"),
+        ('ensemble:verbalizers=["soft","soft"]', "'soft' twice"),
+        ("finetune:demonstrations=random", "shows no demonstrations"),
+        ("lm-bff:demonstrate=false,demonstrations=random", "shows no demonstrations"),
     ],
 )
 def test_every_contender_is_checked_before_any_training(
@@ -156,9 +160,29 @@ def test_cells_are_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert again.to_json() == first.to_json()
     with pytest.raises(UserError, match="test rows"):
         compare(task, task.examples("train"), ["prompt"], backbone=backbone, test=[])
-    for wrong in ({"seeds": (1, 1)}, {"label_cost": {"finetune": [0]}}):
-        with pytest.raises(UserError, match=r"seeds=|label_cost"):
+    for wrong in ({"seeds": (1, 1)}, {"seeds": (1, -1)}, {"label_cost": {"finetune": [0]}}):
+        with pytest.raises(UserError, match=r"seeds=|seed is -1|label_cost"):
             compare(task, task.examples("train"), ["prompt"], **{**options, **wrong})
+
+
+def test_contenders_that_differ_in_a_sign_have_cells_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task.load(tiny.EXAMPLES).choose(["it-was"])
+    begin = "prompt:method=prompt-tuning,init=text,text="
+    contenders = [f'{begin}"Good{end}"' for end in ("?", "!", "?" * 300)]
+    options: dict[str, Any] = {
+        "backbone": tiny.backbone("bert"), "test": task.examples("test")[:10], "shots": 2,
+        "seeds": (1,), "settings": Settings(steps=1), "folder": tmp_path,
+    }  # fmt: skip
+    first = compare(task, task.examples("train"), contenders, **options)
+    texts = [
+        RunFolder(p).config["method"]["text"] for p in tmp_path.iterdir() if RunFolder(p).results
+    ]
+    assert sorted(texts) == sorted(["Good?", "Good!", "Good" + "?" * 300])
+    assert len({c.seconds for c in first.cells}) == 3
+    monkeypatch.setattr("promptforge.tuning.compare.train", None)  # a call would fail
+    assert compare(task, task.examples("train"), contenders, **options) == first
 
 
 def test_command(command: Command, tiny_model: Folder, reviews: Path, tmp_path: Path) -> None:

@@ -215,6 +215,7 @@ def test_random_state_decides_everything(make: Make) -> None:
             .predict_proba(TEXTS)
         )
 
+    make()  # the first makes the tiny model, from a seed
     torch.manual_seed(5)
     before = torch.get_rng_state()
     assert np.array_equal(of(1), of(1))
@@ -223,6 +224,9 @@ def test_random_state_decides_everything(make: Make) -> None:
     assert np.array_equal(of(np.int64(1)), of(1))
     assert np.array_equal(of(np.random.RandomState(3)), of(np.random.RandomState(3)))
     of(None)
+    for wrong in (-1, 2**70):
+        with pytest.raises(UserError, match="a whole number from 0"):
+            make(words=WORDS, random_state=wrong).fit(TEXTS, NAMES)
 
 
 # --- components ---------------------------------------------------------------------------

@@ -418,7 +418,7 @@ def test_a_prefix_has_no_place_in_a_pattern() -> None:
     for options in ({}, {"init": "random"}):
         method = build("method", "prefix", length=2, **options)
         with pytest.raises(UserError, match="keys that are no tokens"):
-            backbone.attach([method.add(backbone, prompts(backbone), {})])
+            method.add(backbone, prompts(backbone), {})  # before a training changes the model
 
 
 def test_what_a_method_adds_works_under_a_pattern() -> None:

@@ -174,6 +174,7 @@ def test_a_task_learns_what_it_learns_alone(
     run = train_together(data, backbone=backbone, method=method, settings=settings, seed=3)
     assert all(torch.equal(before[n], p) for n, p in backbone.parameters.items())
     asked = [{"text": t} for t in tiny.corpus()[70:76]]
+    parameters = 0
     for number, one in enumerate(data):
         alone = train(
             one.task, one.train, dev=one.dev, backbone=backbone, method=method, settings=settings,
@@ -190,6 +191,8 @@ def test_a_task_learns_what_it_learns_alone(
         assert state["best"] == pytest.approx(trained.best, abs=1e-4)
         found, expected = run.figures(one.name, "dev"), alone.figures("dev")
         assert found.headline == expected.headline
+        parameters += trained.parameters
+    assert run.trained.parameters == parameters > 0
 
 
 def test_a_soft_verbalizer_is_trained_for_each_task() -> None:

@@ -317,6 +317,16 @@ def test_an_adapter_of_peft_is_read(architecture: str, config: Any, tmp_path: Pa
     assert torch.allclose(here, adding.plain_logits(backbone, theirs, prompts), atol=1e-5)
 
 
+def test_an_adapter_is_read_while_another_is_in_the_model(tmp_path: Path) -> None:
+    made_with_peft("bert", tmp_path / "theirs", peft.LoraConfig(target_modules=["query"]))
+    backbone = tiny.fresh("bert")
+    there = adding.tuner(backbone, "peft", config="loha")
+    adding.trained(there).predict_proba([e.row for e in there.train])
+    found = build("method", "lora").read(backbone, tmp_path / "theirs")
+    assert isinstance(found, Folded)
+    assert found.deltas().keys() == {n for n in backbone.matrices if n.endswith("query")}
+
+
 def test_commands_with_an_adapter_of_peft(
     command: Command, tiny_model: Folder, reviews: Path, tmp_path: Path
 ) -> None:

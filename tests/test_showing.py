@@ -181,6 +181,15 @@ def test_an_ensemble_of_templates_verbalizers_and_seeds() -> None:
     assert np.allclose(ensemble.predict_proba(rows), np.mean(parts, 0), atol=1e-6)
 
 
+def test_an_ensemble_reads_the_runs_own_verbalizer_with_its_options() -> None:
+    own = build("verbalizer", "manual", aggregate="max")
+    made = pet_tuner(verbalizer=own)
+    ensemble = build("strategy", "ensemble", verbalizers=["manual", "soft"]).train(made)
+    read = {n: m.to_json()["verbalizer"] for n, m in ensemble.members.items()}
+    assert {v["name"] for v in read.values()} == {"manual", "soft"}
+    assert read["manual-a"]["options"]["aggregate"] == "max"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

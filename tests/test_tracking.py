@@ -89,6 +89,18 @@ def test_every_pair_and_every_process_has_a_part(command: Command, options: Sequ
     ]
 
 
+def test_runs_within_a_run_have_parts_of_their_own(
+    command: Command, options: Sequence[Any]
+) -> None:
+    of = ("-o", "strategy.of=prompt", "-o", "strategy.repetitions=2")
+    assert command(*options, *of).code == 0
+    trained = json.loads(Path("run/results.json").read_text(encoding="utf-8"))["trained"]
+    for r in (1, 2):
+        found = scalars(f"members/prompt-{r}/members/it-was")
+        curve = trained[f"prompt-{r}/it-was"]["curve"]
+        assert same(found["train/loss"], [(e["step"], e["loss"]) for e in curve])
+
+
 def test_trackers_in_forge_toml(command: Command, options: Sequence[Any]) -> None:
     Path("forge.toml").write_text('[train]\ntracker = ["tensorboard"]\n', encoding="utf-8")
     assert command(*options[:-2]).code == 0

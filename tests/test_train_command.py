@@ -113,6 +113,7 @@ def test_patterns_that_were_not_chosen_are_shown_too(
         (("-o", "strategy.alfa=0.1"), "Did you mean 'alpha'"),
         (("--steps", "0"), "--steps"),
         (("--learning-rate", "0"), "--learning-rate"),
+        (("--seed", "-1"), "--seed"),
         (("--batch-size", "6", "--accumulate", "4"), "cannot be split into accumulate=4"),
         (("--class-weight", "positive"), "write LABEL=WEIGHT, or balanced"),
         (("--class-weight", "positiv=2"), "Did you mean 'positive'"),

@@ -142,6 +142,7 @@ def test_wrong_seeds(command: Command, options: Sequence[Any], reviews: Path) ->
     )
     assert "whole numbers with commas" in said(command(*options, "--seeds", "1,b"))
     assert "has 1 twice" in said(command(*options, "--seeds", "1,2,1"))
+    assert "has -1: the least is 0" in said(command(*options, "--seeds", "1,-1"))
     written = ("--seeds", "1,2", "--objective", "generate")
     assert "not for --objective generate" in said(command(*options, *written))
     assert "not for several TASKs" in said(command("train", reviews, reviews, "--seeds", "1"))

@@ -31,6 +31,12 @@ class Combined(TuningMethod):
             )
         return {name: build("method", name, **options) for name, options in self.methods.items()}
 
+    @property
+    def model_share(self) -> float:
+        """The least that one of them has for the model's own parameters."""
+        parts = self._parts().values()
+        return min(p.learning_rate * p.model_share for p in parts) / self.learning_rate
+
     def prepare(self, backbone: Backbone) -> dict[str, nn.Parameter]:
         found: dict[str, nn.Parameter] = {}
         for part in self._parts().values():

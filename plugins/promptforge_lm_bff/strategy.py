@@ -76,7 +76,13 @@ class LmBff(Strategy):
         return made[max(scores, key=lambda name: scores[name])]
 
     def check_tuner(self, tuner: Tuner) -> None:
-        """Raise a `UserError` where the verbalizer cannot read what a search would find."""
+        """Raise a `UserError` where the verbalizer cannot read what a search would find, or both no
+        demonstrations are asked for and some."""
+        if tuner.demonstrations is not None and not self.demonstrate:
+            raise UserError(
+                "strategy 'lm-bff' with demonstrate=false shows no demonstrations: leave out "
+                "--demonstrations or that option."
+            )
         if self.templates:
             words = tuner.task.words_for(next(iter(tuner.task.patterns)))
             like = Pattern("found", Template("It was {{ mask }}", name="found"), words)

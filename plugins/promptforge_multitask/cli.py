@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 @click.option("-o", "options", multiple=True, metavar="[ROLE.]KEY=VALUE",
               help="Option of a component (several: repeat).")  # fmt: skip
 @setting_options
-@click.option("--seed", default=13, show_default=True, help="Seed of the draw and of the training.")
+@click.option("--seed", type=click.IntRange(min=0), default=13, show_default=True,
+              help="Seed of the draw and of the training.")  # fmt: skip
 @click.option("--run", "run_", help="Folder to keep everything in. [default: runs/multitask-SEED]")
 @click.option("--resume", is_flag=True, help="Go on with the run in that folder.")
 @model_options

@@ -74,6 +74,7 @@ class PeftMethod(TuningMethod):
         if not (folder / CONFIG).is_file():
             return None
         config, tensors = read_folder(folder)
+        backbone.apply(None)  # peft finds its places in the model as it is by itself
         if config["peft_type"] in READ:
             return prompt(backbone, config, tensors, str(folder))
         made = addition(backbone, config, tensors, str(folder))

@@ -51,11 +51,13 @@ class Prefix(TuningMethod):
         """The prefixes of every attention.
 
         Raises:
-            UserError: the model hides its attention, a prefix longer than its positions, or nothing to
-                start from.
+            UserError: the model hides its attention or has a pattern in its place, a prefix longer than
+                its positions, or nothing to start from.
         """
         who = f"method {self.name!r}"
         sites = need_sites(backbone, ("attention", "cross-attention"), who)
+        if backbone.placed is not None:
+            backbone.placed.refuse_keys("A prefix")
         if self.length >= backbone.frame.max_length:
             raise UserError(
                 f"{who}: length={self.length}, and {backbone.name} takes {backbone.frame.max_length} tokens."

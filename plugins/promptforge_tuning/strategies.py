@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from promptforge import Classifier, Strategy, UserError
+from promptforge import Classifier, Strategy, UserError, Verbalizer
 from promptforge.plugins import build
 from promptforge.tuning.loop import Trained
 from promptforge.tuning.members import Ensemble
@@ -53,6 +54,14 @@ class Finetune(Strategy):
     pooling: Literal["mean", "first"] = Field(
         "mean", description="What the head sees of an encoder: the mean over tokens, or the first."
     )
+
+    def check_tuner(self, tuner: Tuner) -> None:
+        """Raise a `UserError` where demonstrations were asked for: there is no prompt to show them."""
+        if tuner.demonstrations is not None:
+            raise UserError(
+                "strategy 'finetune' reads the text alone and shows no demonstrations: leave out "
+                "--demonstrations, or choose another --strategy."
+            )
 
     def train(self, tuner: Tuner) -> Classifier:
         """The head and the tuned model under it."""
@@ -107,7 +116,8 @@ class EnsembleStrategy(Strategy):
     )
     verbalizers: list[str] = Field(
         default_factory=list,
-        description="Every pattern is tuned with each of these; none: with the run's.",
+        description="Every pattern is tuned with each of these, the run's own with its options; none: "
+        "with the run's.",
     )
     of: str = Field("", description="A strategy that is run `repetitions` times; none: patterns.")
     of_options: dict[str, Any] = Field(default_factory=dict, description="Its options.")
@@ -120,8 +130,13 @@ class EnsembleStrategy(Strategy):
             super().check_rows(labelled, unlabeled)
 
     def check_tuner(self, tuner: Tuner) -> None:
-        """Raise a `UserError` where runs of another strategy do not fit the options or the task."""
+        """Raise a `UserError` for a verbalizer that is not there or there twice, and where runs of
+        another strategy do not fit the options or the task."""
         if not self.of:
+            for i, name in enumerate(self.verbalizers):
+                self._verbalizer(name, tuner)
+                if name in self.verbalizers[:i]:
+                    raise UserError(f"strategy 'ensemble': verbalizers has {name!r} twice.")
             return
         if self.verbalizers:
             raise UserError(
@@ -152,8 +167,15 @@ class EnsembleStrategy(Strategy):
                 for pattern in tuner.task.patterns
                 for r in range(self.repetitions)
             ]  # fmt: skip
-            own = {"verbalizer": build("verbalizer", verbalizer)} if verbalizer else {}
-            made |= tuner.with_(**own).members(members)
+            own = self._verbalizer(verbalizer, tuner)
+            made |= tuner.with_(verbalizer=own).members(members)
+        return made
+
+    def _verbalizer(self, name: str, tuner: Tuner) -> Verbalizer:
+        """A verbalizer by its name; the run's own keeps its options."""
+        if name in ("", tuner.verbalizer.name):
+            return tuner.verbalizer
+        made: Verbalizer = build("verbalizer", name)
         return made
 
     def _runs(self, tuner: Tuner) -> dict[str, Classifier]:
@@ -162,9 +184,13 @@ class EnsembleStrategy(Strategy):
         made: dict[str, Classifier] = {}
         for r in range(self.repetitions):
             name, trained = f"{self.of}-{r + 1}", dict[str, Trained]()
-            folder = tuner.folder and tuner.folder / "members" / name
-            seed = tuner.seed + 1000 * r
-            made[name] = inner.train(tuner.with_(seed=seed, trained=trained, folder=folder))
+            own = tuner.with_(
+                seed=tuner.seed + 1000 * r,
+                trained=trained,
+                folder=tuner.folder and tuner.folder / "members" / name,
+                tracking=replace(tuner.tracking, within=f"members/{name}/"),
+            )
+            made[name] = inner.train(own)
             tuner.trained.update({f"{name}/{member}": how for member, how in trained.items()})
         return made
 

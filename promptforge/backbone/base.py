@@ -234,7 +234,11 @@ class Backbone(ABC):
     def apply(self, weights: Weights | None) -> None:
         """Put tuned weights into the model in place of those that are in it; None: its own.
 
-        A switch copies only what differs, in memory: nothing is read from disk again.
+        A switch copies only what differs, in memory: nothing is read from disk again. Where it fails,
+        the model is its own.
+
+        Raises:
+            UserError: they name parts that the model does not have.
         """
         if weights is self._applied:
             return
@@ -242,9 +246,17 @@ class Backbone(ABC):
             self._attached.close()
             self._attached = None
         self._undo.write_to(self.parameters)
-        self._undo = weights.write_to(self.parameters) if weights else Weights()
-        if weights and (added := weights.each or ([weights.added] if weights.added else [])):
-            self._attached = self.attach([one.to_device(self.device) for one in added])
+        self._undo, self._applied = Weights(), None
+        if weights is None:
+            return
+        self._undo = weights.write_to(self.parameters)
+        try:
+            if added := weights.each or ([weights.added] if weights.added else []):
+                self._attached = self.attach([one.to_device(self.device) for one in added])
+        except BaseException:
+            self._undo.write_to(self.parameters)
+            self._undo = Weights()
+            raise
         self._applied = weights
 
     @cached_property

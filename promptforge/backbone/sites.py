@@ -156,8 +156,6 @@ def keys_and_values(backbone: Backbone, ids: Sequence[int]) -> dict[str, tuple[T
 
     The text stands alone, without special tokens; decoders read it too.
     """
-    if backbone.placed is not None:
-        backbone.placed.refuse_keys("A prefix")
     text = tuple(ids)
     encoded = Encoded(text, (0,) * len(text), (), decoder_ids=text, reads=(0,))
     seen = [call.seen for call in _calls(backbone, encoded) if call.seen is not None]

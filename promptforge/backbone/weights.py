@@ -54,9 +54,10 @@ class Weights:
         """Put the values into a model's parameters; returns what undoes it.
 
         Raises:
-            KeyError: the model has no parameter of a name.
+            KeyError: the model has no parameter of a name; nothing is written then.
         """
         undo = Weights()
+        parameters = {name: parameters[name] for name in (*self.tensors, *self.rows)}
         with torch.no_grad():
             for name, value in self.tensors.items():
                 undo.tensors[name] = parameters[name].detach().clone()

@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     help="Tokens of a row of text. [default: the most that the model takes]",
 )
 @partial(setting_options, choosing=False)
-@click.option("--seed", default=13, show_default=True, help="Seed of the rows and of the training.")
+@click.option("--seed", type=click.IntRange(min=0), default=13, show_default=True,
+              help="Seed of the rows and of the training.")  # fmt: skip
 @click.option("--output", required=True, metavar="FOLDER", help="Where the adapted model goes.")
 @click.option("--resume", is_flag=True, help="Go on with what was begun in that folder.")
 @click.option(

@@ -81,7 +81,7 @@ def compare(as_json: bool, strategies: tuple[str, ...], **params: Any) -> None:
         if params["label_cost"]
         else None
     )
-    seeds = numbers("--seeds", params["seeds"])
+    seeds = numbers("--seeds", params["seeds"], least=0)
     folder = place(params["folder"] or f"runs/compare-{setup.task.name}")
     if isinstance(folder, Path):
         check_place(folder, "--folder")

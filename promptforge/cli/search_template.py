@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Draw this many training rows per label, and as many for dev.",
 )
-@click.option("--seed", default=13, show_default=True, help="Seed of the draw.")
+@click.option("--seed", type=click.IntRange(min=0), default=13, show_default=True,
+              help="Seed of the draw.")  # fmt: skip
 @click.option("--output", default="found-templates", show_default=True, type=click.Path(path_type=Path),
               help="Folder that the .jinja files are written to.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the templates of an earlier search there.")

@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Draw this many training rows per label, and as many for dev.",
 )
-@click.option("--seed", default=13, show_default=True, help="Seed of the draw.")
+@click.option("--seed", type=click.IntRange(min=0), default=13, show_default=True,
+              help="Seed of the draw.")  # fmt: skip
 @click.option(
     "--output", default="verbalizer.json", show_default=True, help="Where the words are written."
 )

@@ -113,7 +113,8 @@ def tuning_options(function: Any, *, several: bool = False) -> Any:
 @setting_options
 @click.option("--exits", type=click.Choice(["joint", "two-stage"]),
               help="Train a classifier at every layer, with the model or after it; then see exit-curve.")  # fmt: skip
-@click.option("--seed", default=13, show_default=True, help="Seed of the draw and of the training.")
+@click.option("--seed", type=click.IntRange(min=0), default=13, show_default=True,
+              help="Seed of the draw and of the training.")  # fmt: skip
 @click.option(
     "--seeds",
     metavar="SEED,SEED,...",

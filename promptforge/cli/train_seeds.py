@@ -41,7 +41,7 @@ def seeds_of(params: Mapping[str, Any]) -> list[int]:
         )
     if seed is not None and seed.name == "COMMANDLINE":
         return []
-    found = numbers("--seeds", params["seeds"])
+    found = numbers("--seeds", params["seeds"], least=0)
     if len(params["task"]) > 1 or params["objective"] == "generate":
         what = "several TASKs" if len(params["task"]) > 1 else "--objective generate"
         raise UserError(f"--seeds is not for {what}: give --seed, and run it once for each.")

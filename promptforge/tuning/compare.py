@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from promptforge.remote import publish, publishing, url_of
 from promptforge.task import Task
 from promptforge.tuning import jobs as job_queue
 from promptforge.tuning.backends import Backend, started
-from promptforge.tuning.plan import wanted
+from promptforge.tuning.plan import check_seed, wanted
 from promptforge.tuning.run import CONFIG, RunFolder
 from promptforge.tuning.train import train
 
@@ -35,6 +36,8 @@ FIGURES = {
     "label sets": ("micro_f1", "macro_f1"),
     "numbers": ("pearson", "spearman"),
 }
+#: bytes of a cell's name that every file system takes
+_LONGEST = 200
 #: what stands in quotes, else a character
 _TOKEN = re.compile(r""""(?:\\.|[^"\\])*"|'[^']*'|.""", re.DOTALL)
 
@@ -232,6 +235,8 @@ def compare(
         raise UserError("The same strategy is named twice.")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"seeds={list(seeds)} has one twice: its run would count twice.")
+    for seed in seeds:
+        check_seed(seed)
     if any(size < 1 for sizes in (label_cost or {}).values() for size in sizes):
         raise UserError("label_cost has less than 1: name numbers of rows a label, from 1.")
     out = Comparison(task.name, len(test), _majority(task, test), figures=FIGURES[kind_of(task)])
@@ -239,10 +244,11 @@ def compare(
     for text, sizes in (label_cost or {}).items():
         for size in sizes:
             plan.setdefault((text, size), Contender.parse(text))
+    cells = [(text, size, seed) for text, size in plan for seed in seeds]
+    names = _file_names([f"{text}-{size}-{seed}" for text, size, seed in cells])
     todo = [
-        Job(_file_name(f"{text}-{size}-{seed}"), c, size or None, seed)
-        for (text, size), c in plan.items()
-        for seed in seeds
+        Job(name, plan[text, size], size or None, seed)
+        for name, (text, size, seed) in zip(names, cells, strict=True)
     ]
     common = {"dev": dev, "test": test, "unlabeled": unlabeled, **options}
     for job in todo:  # said before hours of work
@@ -411,5 +417,13 @@ def _pairs(text: str) -> list[str]:
     return [pair.strip() for pair in out if pair.strip()]
 
 
-def _file_name(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-._=" else "_" for c in text)
+def _file_names(texts: Sequence[str]) -> list[str]:
+    """A file's name for each text; with a digest where it would be too long or an earlier one's."""
+    names: list[str] = []
+    for text in texts:
+        name = "".join(c if c.isalnum() or c in "-._=" else "_" for c in text)
+        if len(name.encode()) > _LONGEST or name in names:
+            begin = name.encode()[: _LONGEST // 2].decode(errors="ignore")
+            name = f"{begin}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        names.append(name)
+    return names

@@ -281,7 +281,7 @@ class TogetherTraining(Training):
             for start, size in zip(self._starts, sizes, strict=True)
         ]
         self._names_of = [list(objective.own(number)) for number in range(len(sizes))]
-        self.state: TogetherTrained = TogetherTrained()
+        self.state: TogetherTrained = TogetherTrained(parameters=self.state.parameters)
 
     def _over(self, number: int) -> bool:
         looks = self.state.tasks.get(str(number), {}).get("bad_looks", 0)

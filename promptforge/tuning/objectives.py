@@ -86,7 +86,11 @@ class TunedObjective(Objective):
         self.addition = addition
         if addition is not None:
             addition.made_by = {"name": method.name, "options": method.model_dump(mode="json")}
-            self._attached = backbone.attach([addition])
+            try:
+                self._attached = backbone.attach([addition])
+            except UserError:
+                self.tunable.close()
+                raise
         if start is not None:
             try:
                 start.begin(self.tunable, addition, method)

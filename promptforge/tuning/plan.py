@@ -27,6 +27,8 @@ from promptforge.verbalizer import Verbalizer
 
 #: Arguments of a training that say where, how fast and what is told, and not what it makes.
 HOW = {"jobs", "backend", "tracker", "compare_untrained", "report"}
+#: A seed is below: torch's end at twice that, and those of members lie above the run's.
+SEEDS = 2**63
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,12 @@ def drawn(
         train, held = task.sample_shots(train, shots, seed, dev=not dev)
         dev = dev or held
     return train, dev
+
+
+def check_seed(seed: int) -> None:
+    """Raise a `UserError` for a seed that random numbers cannot begin from."""
+    if not 0 <= seed < SEEDS:
+        raise UserError(f"seed is {seed}: give a whole number from 0 to {SEEDS - 1}.")
 
 
 def digests(splits: Mapping[str, Sequence[Example | Row]]) -> dict[str, str]:
@@ -103,6 +111,7 @@ def planned(
     Raises:
         UserError: rows or options that do not fit.
     """
+    check_seed(seed)
     counts = {"train": len(train), "dev": len(dev), "unlabeled": len(unlabeled)}
     whole, task, multi = task, task.binary, task.multi_label
     if len(row_weights) and shots is not None:

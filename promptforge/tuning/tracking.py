@@ -50,10 +50,13 @@ class Tracking:
     Attributes:
         names: of them; none by default.
         folder: the run's.
+        within: what the names of parts begin with, as "members/pet-1/": the run of a strategy in
+            another's has trainings of the same names as the next one.
     """
 
     names: tuple[str, ...] = ()
     folder: Path | None = None
+    within: str = ""
 
     @contextmanager
     def part(self, name: str, config: Mapping[str, Any] | None = None) -> Iterator[Log]:
@@ -66,7 +69,7 @@ class Tracking:
         try:
             for kind in self.names:
                 assert self.folder is not None
-                made = _tracker(kind, self.folder.absolute(), name)
+                made = _tracker(kind, self.folder.absolute(), f"{self.within}{name}")
                 made.start()
                 trackers.append(made)
                 if config:
