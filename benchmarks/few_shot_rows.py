@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -259,10 +259,10 @@ class Bench:
         )
         return self.tuned(strategy, draw)
 
-    def ensemble(self, draw: Draw, **changes: Any) -> dict[str, Any]:
+    def ensemble(self, draw: Draw, lora: bool = False) -> dict[str, Any]:
         """Every pattern, tuned several times: PET's members, averaged."""
         strategy = build("strategy", "ensemble", repetitions=self.args.repetitions)
-        made = self.tuned(strategy, draw, draw.task, **changes)
+        made = self.tuned(strategy, draw, draw.task, **(self.lora() if lora else {}))
         parts = made["parts"] or {"only": made["accuracy"]}
         return {**made, "members": sum(parts.values()) / len(parts)}
 
@@ -273,11 +273,7 @@ class Bench:
         return {"method": method, "rates": [own * rate / min(table) for rate in table]}
 
     def pet(
-        self,
-        draw: Draw,
-        name: str = "pet",
-        changes: Mapping[str, Any] | None = None,
-        **options: Any,
+        self, draw: Draw, name: str = "pet", lora: bool = False, **options: Any
     ) -> dict[str, Any]:
         """PET or iPET over all patterns."""
         args = self.args
@@ -287,7 +283,7 @@ class Bench:
             "final_learning_rate": args.final_learning_rate,
         }
         strategy = build("strategy", name, **{**table, **options})
-        return self.tuned(strategy, draw, draw.task, **(changes or {}))
+        return self.tuned(strategy, draw, draw.task, **(self.lora() if lora else {}))
 
     def ipet(self, draw: Draw, **options: Any) -> dict[str, Any]:
         """iPET over all patterns."""
@@ -381,8 +377,7 @@ ROWS: dict[str, TableRow] = {
     ),
     "ensemble": TableRow("ensemble of prompts", Bench.ensemble, _MEMBERS),
     "ensemble-lora": TableRow(
-        "ensemble of prompts, LoRA", lambda bench, draw: bench.ensemble(draw, **bench.lora()),
-        _MEMBERS,
+        "ensemble of prompts, LoRA", lambda bench, draw: bench.ensemble(draw, lora=True), _MEMBERS
     ),
     "pet-scores-both": _pet("scores", "both"),
     "pet-scores-unlabeled": _pet("scores", "unlabeled"),
@@ -390,7 +385,7 @@ ROWS: dict[str, TableRow] = {
     "pet-probabilities-unlabeled": _pet("probabilities", "unlabeled"),
     "pet-lora": TableRow(
         "PET, LoRA, scores averaged, final model on unlabelled rows",
-        lambda bench, draw: bench.pet(draw, changes=bench.lora(), final_data="unlabeled"),
+        lambda bench, draw: bench.pet(draw, lora=True, final_data="unlabeled"),
         _PET,
         few=True,
     ),
