@@ -11,8 +11,10 @@ import peft
 import pytest
 import torch
 from promptforge_peft.export import export
+from safetensors.torch import load_file
 
 from promptforge import UserError, artifact, load_model
+from promptforge.backbone.weights import Weights
 from promptforge.exits.exits import end_of
 from promptforge.exits.model import ExitModel
 from promptforge.merging import merge
@@ -72,27 +74,46 @@ def test_a_prompt_is_the_same_in_peft(
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_a_prefix_is_the_same_where_positions_are(
+def test_a_prefix_is_the_same_in_peft(
     architecture: str, tiny_model: Folder, tmp_path: Path
 ) -> None:
+    """Where positions are rotary without a word; else where they begin at 0, as they do here."""
     tuner, made, said = exported(tmp_path, tiny_model(architecture), "prefix", length=3)
     here = logits(tuner, made)
-    assert len(said) == 1 and "positions" in said[0]
+    rotary = architecture == "llama"
+    assert len(said) == (0 if rotary else 1) and all("positions" in one for one in said)
     base = load_model(str(tiny_model(architecture))).model
     model = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
     there = []
     for ids in adding.encoded(tuner):
         told = adding.inputs(tuner.backbone, ids)
         count = told["input_ids"].shape[1]
+        if not rotary:
+            told["past_key_values"] = model.get_prompt(1)
+            told["position_ids"] = torch.arange(count)[None]
+        told["attention_mask"] = torch.ones(1, count if rotary else 3 + count, dtype=torch.long)
         with torch.no_grad():
-            found = base(
-                **told,
-                past_key_values=model.get_prompt(1),
-                attention_mask=torch.ones(1, 3 + count, dtype=torch.long),
-                position_ids=torch.arange(count)[None],
-            )
+            found = (model if rotary else base)(**told)
         there.append(found.logits[0, -1])
     assert torch.allclose(here, torch.stack(there), atol=1e-5)
+
+
+def test_a_prefix_of_peft_leaves_as_it_came(tiny_model: Folder, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    exported(tmp_path, model, "prefix", length=3)
+    backbone = load_model(str(model))
+    added = build("method", "lora").read(backbone, tmp_path / "peft")
+    tuner = adding.tuner(backbone, "prefix")
+    made = tuner.untrained()
+    made.weights = Weights(added=added)
+    artifact.save(made, tmp_path / "read")
+    export(tmp_path / "read", tmp_path / "again")
+    one, other = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("peft", "again")
+    )
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.allclose(value, other[name], atol=1e-5)
 
 
 def test_special_tokens_before_a_text_are_warned_of(tiny_model: Folder, tmp_path: Path) -> None:

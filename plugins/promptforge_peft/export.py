@@ -17,6 +17,7 @@ from promptforge.folders import whole
 from promptforge.progress import Reporter
 from promptforge.template import OPENING
 from promptforge_peft.additions import CONFIG, TENSORS
+from promptforge_peft.prompts import alike, sees_all, turned
 
 _TASKS = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
 
@@ -30,9 +31,10 @@ def export(
     prompt become peft's prompt tuning, for causal and encoder-decoder models. peft puts them before
     everything, special tokens too, and here they stand after these: outputs are equal where the model
     has none in front (GPT-2, T5), and a warning says where it has. A causal model's prefix becomes
-    peft's prefix tuning. There the text's positions begin after the prefix, and here at 0: outputs
-    are equal where 0 is given as the first position. A verbalizer that learned and early exits stay
-    in the artifact, which a warning says too.
+    peft's prefix tuning. There the text's positions begin after the prefix, and here at 0: keys are
+    turned by as much where positions are rotary (Llama, Qwen), and outputs are equal; elsewhere
+    (GPT-2) they are where 0 is given as the first position, which a warning says. So it does where a
+    verbalizer that learned or early exits stay in the artifact.
 
     Args:
         path: the folder of a run or of an artifact.
@@ -77,7 +79,7 @@ def export(
 
 def _write(backbone: Backbone, added: Addition, folder: Path, path: str, report: Reporter) -> None:
     """Let peft itself save its own prompt or prefix with our values."""
-    config, values = _prompt(backbone, added, path, report)
+    config, values = _prompt(backbone, added.to_device(backbone.device), path, report)
     flags = [(p, p.requires_grad) for p in backbone.model.parameters()]
     own = set(vars(backbone.model))
     with warnings.catch_warnings():
@@ -135,11 +137,18 @@ def _prompt(
             f"{path}: peft's prefixes of encoder-decoder models are the decoder's alone, and the same ones "
             "for both of its attentions; these are others."
         )
-    pairs = [torch.stack(prefixes[site.name]) for site in backbone.sites if site.name in prefixes]
-    kept = torch.stack(pairs)  # [layers, 2, heads, tokens, head size]
-    report.warn(
-        "peft counts the positions of a text from the end of the prefix, and here they begin at 0: outputs "
-        "will differ a little."
-    )
-    config = peft.PrefixTuningConfig(task_type=family, num_virtual_tokens=kept.shape[3])
+    sites = [site.name for site in backbone.sites if site.name in prefixes]
+    plain = [prefixes[name] for name in sites]
+    count = plain[0][0].shape[1]
+    # In peft a text's positions begin after the prefix: keys that are turned as far are seen as here.
+    pairs = [(turned(backbone, keys, count), values) for keys, values in plain]
+    if not (sees_all(backbone) and alike(backbone, pairs, added, count)):
+        pairs = plain
+        report.warn(
+            "peft counts the positions of a text from the end of the prefix, and here they begin at 0, for which "
+            f"keys of {name} cannot make up: outputs will differ a little."
+        )
+    layers = [torch.stack(pair) for pair in pairs]
+    kept = torch.stack(layers)  # [layers, 2, heads, tokens, head size]
+    config = peft.PrefixTuningConfig(task_type=family, num_virtual_tokens=count)
     return config, kept.permute(3, 0, 1, 2, 4).flatten(1)

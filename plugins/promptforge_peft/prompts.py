@@ -76,7 +76,7 @@ def _prefix(
             f"{backbone.family} one. Run it with peft, or tune one here: --method prefix."
         )
     # peft gives a prefix to layers with a window as if it were text, which then leaves the window.
-    if not all(type(x) is DynamicLayer for x in DynamicCache(config=backbone.model.config).layers):
+    if not sees_all(backbone):
         raise UserError(
             f"{origin}: {backbone.name} has layers that see less than a whole text, where peft lets a "
             "prefix out of sight and this does not. Run it with peft."
@@ -94,9 +94,9 @@ def _prefix(
     raw = {s.name: (k.contiguous(), v.contiguous()) for s, (k, v) in zip(sites, kept, strict=True)}
     # In peft a text's positions begin after the prefix. Where queries are turned by their position,
     # keys that are turned back by as much see them as those would.
-    turned = {name: (_turned(backbone, keys, -count), v) for name, (keys, v) in raw.items()}
-    made = Folded({}, turned, {})
-    if not _alike(backbone, list(raw.values()), made, count):
+    back = {name: (turned(backbone, keys, -count), v) for name, (keys, v) in raw.items()}
+    made = Folded({}, back, {})
+    if not alike(backbone, list(raw.values()), made, count):
         raise UserError(
             f"{origin}: peft counts the positions of a text from the end of the prefix, and here they begin "
             f"at 0. {backbone.name} does not take its positions in a way that keys could make up for, "
@@ -105,7 +105,13 @@ def _prefix(
     return made
 
 
-def _turned(backbone: Backbone, keys: Tensor, positions: int) -> Tensor:
+def sees_all(backbone: Backbone) -> bool:
+    """Whether every layer of a causal model sees a whole text: none has a window."""
+    cache = DynamicCache(config=backbone.model.config)
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def turned(backbone: Backbone, keys: Tensor, positions: int) -> Tensor:
     """Keys, [heads, tokens, size], turned by steady rotary positions; as they are where the model has none."""
     rotary = getattr(backbone.body, "rotary_emb", None)
     frequencies = getattr(rotary, "inv_freq", None)
@@ -116,17 +122,20 @@ def _turned(backbone: Backbone, keys: Tensor, positions: int) -> Tensor:
     angles = frequencies.double() * positions
     a, b = keys[..., :half].double(), keys[..., half : 2 * half].double()
     cos, sin = angles.cos(), angles.sin()
-    turned = torch.cat([a * cos - b * sin, b * cos + a * sin, keys[..., 2 * half :].double()], -1)
-    return turned.to(keys)
+    made = torch.cat([a * cos - b * sin, b * cos + a * sin, keys[..., 2 * half :].double()], -1)
+    return made.to(keys)
 
 
 @torch.no_grad()
-def _alike(
-    backbone: Backbone, raw: list[tuple[Tensor, Tensor]], made: Addition, count: int
-) -> bool:
+def alike(backbone: Backbone, raw: list[tuple[Tensor, Tensor]], made: Addition, count: int) -> bool:
     """Whether a text gets the same logits as in peft, which has the prefix in the cache.
 
     Asked of the model itself: there are many ways to take positions, and no list of them ends.
+
+    Args:
+        raw: keys and values of each layer as peft has them.
+        made: the same prefix as it is here.
+        count: its tokens.
     """
     model, draw = backbone.model, torch.Generator().manual_seed(0)
     length = min(16, backbone.frame.max_length - count)
