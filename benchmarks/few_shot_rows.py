@@ -43,7 +43,7 @@ class SharedTuner(Tuner):
     """A tuner whose folder knows trainings by what decides them, not by their names.
 
     Attributes:
-        saved: member -> seconds that it took when another row trained it.
+        saved: folder of a member -> seconds that it took when another row trained it.
         kept: identity -> a member that this task and seed has; its rows share them.
     """
 
@@ -64,7 +64,7 @@ class SharedTuner(Tuner):
         began = time.perf_counter()
         made = super().member(member)
         if known:
-            self.saved[member.name] = float(note.read_text(encoding="utf-8"))
+            self.saved[str(home)] = float(note.read_text(encoding="utf-8"))
         else:
             note.write_text(str(time.perf_counter() - began), encoding="utf-8")
         return made
@@ -220,6 +220,17 @@ class Bench:
         """A classification head on whole texts."""
         return self.tuned(build("strategy", "finetune"), draw)
 
+    def contrastive(self, draw: Draw) -> dict[str, Any]:
+        """Summaries of whole texts, tuned by contrast, and logistic regression on them."""
+        return self.tuned(build("strategy", "contrastive", model=self.args.encoder), draw)
+
+    def joined(self) -> dict[str, Any]:
+        """That encoder, tuned so, as a member of another strategy."""
+        return {
+            "also": ["contrastive"],
+            "also_options": {"contrastive": {"model": self.args.encoder}},
+        }
+
     def prompt(self, draw: Draw) -> dict[str, Any]:
         """One pattern with the task's words."""
         return self.tuned(build("strategy", "prompt"), draw)
@@ -259,9 +270,9 @@ class Bench:
         )
         return self.tuned(strategy, draw)
 
-    def ensemble(self, draw: Draw, lora: bool = False) -> dict[str, Any]:
+    def ensemble(self, draw: Draw, lora: bool = False, **options: Any) -> dict[str, Any]:
         """Every pattern, tuned several times: PET's members, averaged."""
-        strategy = build("strategy", "ensemble", repetitions=self.args.repetitions)
+        strategy = build("strategy", "ensemble", repetitions=self.args.repetitions, **options)
         made = self.tuned(strategy, draw, draw.task, **(self.lora() if lora else {}))
         parts = made["parts"] or {"only": made["accuracy"]}
         return {**made, "members": sum(parts.values()) / len(parts)}
@@ -354,6 +365,9 @@ ROWS: dict[str, TableRow] = {
         ("shots", "encoder", "learning_rates", "setfit_batch_sizes", "setfit_max_steps"),
     ),
     "finetune": TableRow("standard fine-tuning", Bench.finetune, _TUNED),
+    "contrastive": TableRow(
+        "contrastive tuning, the same encoder", Bench.contrastive, (*_TUNED, "encoder")
+    ),
     "prompt": TableRow("prompt-based, manual words", Bench.prompt, _TUNED),
     "prompt-chosen": TableRow(
         "prompt-based, manual words, pattern chosen on dev", Bench.prompt_chosen, _TUNED
@@ -379,6 +393,11 @@ ROWS: dict[str, TableRow] = {
     "ensemble-lora": TableRow(
         "ensemble of prompts, LoRA", lambda bench, draw: bench.ensemble(draw, lora=True), _MEMBERS
     ),
+    "ensemble-contrastive": TableRow(
+        "ensemble of prompts and contrastive tuning",
+        lambda bench, draw: bench.ensemble(draw, **bench.joined()),
+        (*_MEMBERS, "encoder"),
+    ),
     "pet-scores-both": _pet("scores", "both"),
     "pet-scores-unlabeled": _pet("scores", "unlabeled"),
     "pet-probabilities-both": _pet("probabilities", "both"),
@@ -387,6 +406,12 @@ ROWS: dict[str, TableRow] = {
         "PET, LoRA, scores averaged, final model on unlabelled rows",
         lambda bench, draw: bench.pet(draw, lora=True, final_data="unlabeled"),
         _PET,
+        few=True,
+    ),
+    "pet-contrastive": TableRow(
+        "PET with contrastive members too, scores averaged, on unlabelled rows",
+        lambda bench, draw: bench.pet(draw, final_data="unlabeled", **bench.joined()),
+        (*_PET, "encoder"),
         few=True,
     ),
     "ipet": TableRow("iPET", lambda bench, draw: bench.ipet(draw), _IPET, few=True),

@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from promptforge.tuning.mixed import TaskExamples as TaskExamples
     from promptforge.tuning.parametrization import Parametrization as Parametrization
     from promptforge.tuning.settings import Settings as Settings
+    from promptforge.tuning.strategy import GroupStrategy as GroupStrategy
     from promptforge.tuning.strategy import Strategy as Strategy
     from promptforge.tuning.together import TogetherRun as TogetherRun
     from promptforge.tuning.together import train_together as train_together
@@ -122,6 +123,7 @@ _HOMES = {
     "Scale": "scale",
     "Scorer": "scoring",
     "Settings": "tuning.settings",
+    "GroupStrategy": "tuning.strategy",
     "Strategy": "tuning.strategy",
     "Task": "task",
     "TaskBank": "bank",

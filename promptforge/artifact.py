@@ -58,7 +58,7 @@ from promptforge.selection import fit_selector
 from promptforge.task import Task
 from promptforge.tuning import checkpoint
 from promptforge.tuning.members import Ensemble, HeadModel
-from promptforge.tuning.objectives import Head, Texts
+from promptforge.tuning.texts import HEADS, Texts
 
 
 class Savable(ABC):
@@ -146,6 +146,7 @@ def _write(classifier: Classifier | Savable, folder: Path, about: dict[str, Any]
             "inputs": list(classifier.texts.inputs),
             "scale": vars(classifier.scale) if classifier.scale else None,
             "pooling": classifier.texts.pooling,
+            "head": classifier.head.kind,
             "dropout": classifier.head.dropout.p,
             "backbone": _backbone(classifier.backbone),
         }
@@ -274,10 +275,14 @@ def _read(
     data = header(folder)
     if data["kind"] == "ensemble":
         members: dict[str, Classifier] = {}
+        # Members may be of several models: the one that is given is the first one's.
+        loaded = {} if backbone is None else {_tuned_from(folder): backbone}
         for name in data["shares"]:
-            member = _read(folder / MEMBERS / name, backbone, report, options)
-            backbone = backbone or _backbone_of(member)
-            members[name] = member
+            home = folder / MEMBERS / name
+            key = _tuned_from(home)
+            members[name] = _read(home, loaded.get(key), report, options)
+            if (made := _backbone_of(members[name])) is not None:
+                loaded.setdefault(key, made)
         return Ensemble(members, data["shares"])
     if data["kind"] == "multi-label":
         binary = _read(folder / MEMBERS / BINARY, backbone, report, options)
@@ -306,7 +311,8 @@ def _read(
     parts = _parts(folder, data, backbone, report, options, True)
     backbone, weights, tensors = parts.backbone, parts.weights, parts.tensors
     if data["kind"] == "head":
-        head = Head(backbone.width, len(data["labels"]), data["dropout"])
+        kind = HEADS[data.get("head", "dense")]  # older than the linear one: none is named
+        head = kind(backbone.width, len(data["labels"]), data["dropout"])
         own = under("head/", tensors)
         head.load_state_dict(own)
         head.to(backbone.device, next(iter(own.values())).dtype)
@@ -413,6 +419,18 @@ def _is_cast(backbone: Backbone) -> bool:
     """Whether a model has another precision than the one that it was tuned and saved in."""
     own = backbone.source.get("dtype")
     return own is not None and dtype_of(own) != backbone.model.dtype
+
+
+def _tuned_from(folder: Path) -> str:
+    """The checksum of the model that an artifact was tuned from; of an ensemble, its first member's."""
+    data = header(folder)
+    if data["kind"] == "ensemble":
+        return _tuned_from(folder / MEMBERS / next(iter(data["shares"])))
+    if inner := WRAPPING.get(data["kind"]):
+        return _tuned_from(folder / MEMBERS / inner)
+    with undamaged(folder):
+        checksum: str = data["backbone"]["sha256"]
+    return checksum
 
 
 def _backbone_of(classifier: Classifier) -> Backbone | None:

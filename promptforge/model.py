@@ -73,6 +73,7 @@ class PromptModel(Classifier):
         tuned: Mapping[str, Mapping[str, Tensor]] | None = None,
         report: Reporter | None = None,
     ) -> None:
+        backbone.need_head()
         self.backbone = backbone
         self.weights = weights
         self.tuned = dict(tuned or {})

@@ -37,7 +37,8 @@ from promptforge.exits.curve import played
 from promptforge.exits.model import ExitModel, layers_used, set_policy
 from promptforge.exits.train import TwoStage
 from promptforge.plugins import build
-from promptforge.tuning.objectives import Head, HeadObjective, PromptObjective, Texts
+from promptforge.tuning.objectives import PromptObjective
+from promptforge.tuning.texts import Head, HeadObjective, Texts
 
 FAST = Settings(steps=4, batch_size=4, precision="float32", learning_rate=1e-3)
 

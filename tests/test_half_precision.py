@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain_tuning as plain
 import pytest
 import tiny
 import torch
 
-from promptforge import UserError, artifact
+from promptforge import UserError, artifact, load_model, train
+from promptforge.exits.exits import mean_of_rows
+from promptforge.exits.model import exit_model, set_policy
 from tests import adding
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -104,3 +107,43 @@ def test_a_model_in_float16_is_trained_in_it(monkeypatch: pytest.MonkeyPatch) ->
     tuner.trained = {}
     with pytest.raises(UserError, match="a model in float16"):
         adding.trained(tuner)
+
+
+@pytest.mark.parametrize("exits", [None, "joint", "two-stage"])
+@pytest.mark.parametrize("strategy", ["prompt", "finetune"])
+def test_heads_and_exits_are_trained_behind_a_model_in_bfloat16(
+    strategy: str, exits: str | None, tmp_path: Path
+) -> None:
+    """In single precision, whatever the training computes in; read again, cast or as it was."""
+    made = plain.of_every_label(plain.tuner(tiny.fresh("llama")))
+    rows = [e.row for e in made.train]
+    folder = tiny.save("llama", tmp_path / "model")
+    for precision in ("float32", "bfloat16"):
+        settings = made.settings.model_copy(update={"precision": precision})
+        backbone = load_model(str(folder), dtype="bfloat16")
+        run = train(
+            made.task, made.train, backbone=backbone, strategy=strategy, method="lora",
+            exits=exits, settings=settings,
+        )  # fmt: skip
+        classifier = run.classifier
+        expected = classifier.predict_proba(rows)
+        assert np.isfinite(expected).all()
+        artifact.save(classifier, tmp_path / precision)
+        again = artifact.load(tmp_path / precision)
+        assert np.allclose(again.predict_proba(rows), expected)
+        wide = artifact.load(tmp_path / precision, dtype="float32")
+        assert np.allclose(wide.predict_proba(rows), expected, atol=0.05)
+        if exits:
+            last = exit_model(classifier).layers
+            set_policy(classifier, "layer", {"layer": last})
+            assert np.allclose(classifier.predict_proba(rows), expected, atol=0.02)
+            set_policy(classifier, "layer", {"layer": 1})
+            first = classifier.predict_proba(rows)
+            set_policy(again, "layer", {"layer": 1})
+            assert np.allclose(again.predict_proba(rows), first, atol=0.02)
+
+
+def test_a_mean_over_tokens_loses_no_digits_to_half_precision() -> None:
+    states = torch.full((3000, 1), 1.0, dtype=torch.bfloat16)
+    mean = mean_of_rows(states, torch.zeros(3000, dtype=torch.long), 1)
+    assert mean.dtype == torch.float32 and float(mean) == 1.0

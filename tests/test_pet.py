@@ -19,7 +19,8 @@ from promptforge import Example, PromptModel, Settings, Task, Template, UserErro
 from promptforge.readout import Readout
 from promptforge.tuning.loop import Target
 from promptforge.tuning.members import HeadModel
-from promptforge.tuning.objectives import HeadObjective, PromptObjective
+from promptforge.tuning.objectives import PromptObjective
+from promptforge.tuning.texts import HeadObjective
 from promptforge.tuning.tuner import Member, Tuner
 from tests import tiny
 

@@ -24,8 +24,9 @@ from promptforge.tuning import loop
 from promptforge.tuning import tuner as tuner_module
 from promptforge.tuning.loop import Target
 from promptforge.tuning.memory import FREE, warn_matrices
-from promptforge.tuning.objectives import Head, PromptObjective
+from promptforge.tuning.objectives import PromptObjective
 from promptforge.tuning.schedule import order, rate_at
+from promptforge.tuning.texts import Head
 from promptforge.tuning.tuner import Member, Tuner
 
 #: linear schedule, no warm-up, four steps

@@ -78,6 +78,7 @@ class LmBff(Strategy):
     def check_tuner(self, tuner: Tuner) -> None:
         """Raise a `UserError` where the verbalizer cannot read what a search would find, or both no
         demonstrations are asked for and some."""
+        super().check_tuner(tuner)
         if tuner.demonstrations is not None and not self.demonstrate:
             raise UserError(
                 "strategy 'lm-bff' with demonstrate=false shows no demonstrations: leave out "

@@ -75,11 +75,12 @@ class IPet(Pet):
             UserError: no unlabelled rows, or what `check_tuner` says.
         """
         tuner = self.checked(tuner)
-        voices = self.first(tuner, "g0-")
+        joining = self.joining(tuner)
+        voices = [*self.first(tuner, "g0-"), *joining]
         task = tuner.task
         for generation in range(1, self.generations + 1):
             task, members = self.generation(tuner, task, voices, generation)
-            voices = self.voices(tuner, members)
+            voices = [*self.voices(tuner, members), *joining]
         return self.distilled(tuner, voices, task)
 
     def generation(

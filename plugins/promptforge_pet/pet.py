@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from promptforge import Classifier, PromptModel, Strategy, Task
+from promptforge import Classifier, GroupStrategy, PromptModel, Task
 from promptforge.tuning.loop import Target
 from promptforge.tuning.settings import Settings
 from promptforge.tuning.tuner import Member, Tuner
@@ -28,7 +28,7 @@ class Voice:
 
     Attributes:
         name: the model's name.
-        pattern: its pattern.
+        pattern: its pattern; of another strategy's run, that strategy.
         repetition: which of the pattern's trainings, from 1; 0: the untrained pattern.
         scores: class scores in log space over the pattern's own words, [rows, labels].
         weight: how much it counts.
@@ -41,7 +41,7 @@ class Voice:
     weight: float = 1.0
 
 
-class Pet(Strategy):
+class Pet(GroupStrategy):
     """Pattern-exploiting training (Schick & Schuetze 2021, "Exploiting Cloze Questions", section 3).
 
     Every pattern is tuned `repetitions` times on the labelled rows. Each of these models scores
@@ -65,7 +65,8 @@ class Pet(Strategy):
         "scores", description="What is averaged over the models for the soft labels."
     )
     weights: Literal["uniform", "accuracy"] = Field(
-        "uniform", description="How much a model counts: as its pattern's accuracy before tuning."
+        "uniform",
+        description="How much a model counts: as its pattern's accuracy before tuning; those of `also`: 1.",
     )
     temperature: float = Field(2.0, gt=0, description="Softens combined scores to soft labels.")
     max_unlabeled: int = Field(
@@ -98,12 +99,14 @@ class Pet(Strategy):
             UserError: no unlabelled rows, or settings that do not fit.
         """
         tuner = self.checked(tuner)
-        return self.distilled(tuner, self.first(tuner))
+        return self.distilled(tuner, [*self.first(tuner), *self.joining(tuner)])
 
     # --- shared with iPET -----------------------------------------------------------------
 
     def check_tuner(self, tuner: Tuner) -> None:
-        """Raise a `UserError` where the settings do not fit the final model."""
+        """Raise a `UserError` where the settings do not fit the final model, or others do not join."""
+        super().check_tuner(tuner)
+        self.check_others(tuner)
         self.final_settings(tuner)
 
     def checked(self, tuner: Tuner) -> Tuner:
@@ -167,6 +170,17 @@ class Pet(Strategy):
                 weights[pattern] = self._weight(tuner, pattern, member.task or tuner.task)
             scores = self.scores(model, tuner)
             out.append(Voice(member.name, pattern, repetition, scores, weights[pattern]))
+        return out
+
+    def joining(self, tuner: Tuner) -> list[Voice]:
+        """The voices of other strategies: what they say are log-probabilities."""
+        out = []
+        for name, made in self.others(tuner).items():
+            with tuner.precision.computing():
+                parts = made.part_probabilities(tuner.unlabeled, "Labelling")
+            scores = np.log(np.maximum(made.combined(parts), _TINY))
+            other, _, repetition = name.rpartition("-")
+            out.append(Voice(name, other, int(repetition), scores))
         return out
 
     def _weight(self, tuner: Tuner, pattern: str, task: Task) -> float:
@@ -237,6 +251,8 @@ class Pet(Strategy):
         """The pattern whose models are best on the development rows; without any, the first."""
         scores: dict[str, list[float]] = {}
         for v in voices:
+            if v.pattern not in tuner.task.patterns:
+                continue
             trained = tuner.trained.get(v.name)
             best = trained.best if trained else None
             scores.setdefault(v.pattern, []).append(0.0 if best is None else best)

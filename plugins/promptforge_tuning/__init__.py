@@ -19,6 +19,7 @@ def promptforge_tuning_methods() -> Sequence[type]:
 def promptforge_strategies() -> Sequence[type]:
     """How a classifier is made from few labels."""
     from promptforge_tuning.strategies import (
+        Contrastive,
         EnsembleStrategy,
         Finetune,
         Priming,
@@ -26,4 +27,4 @@ def promptforge_strategies() -> Sequence[type]:
         ZeroShot,
     )
 
-    return [PromptTuning, Finetune, EnsembleStrategy, ZeroShot, Priming]
+    return [PromptTuning, Finetune, Contrastive, EnsembleStrategy, ZeroShot, Priming]

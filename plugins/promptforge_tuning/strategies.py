@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from promptforge import Classifier, Strategy, UserError, Verbalizer
+from promptforge import Classifier, GroupStrategy, Strategy, UserError, Verbalizer
 from promptforge.plugins import build
-from promptforge.tuning.loop import Trained
 from promptforge.tuning.members import Ensemble
 from promptforge.tuning.tuner import Member, Tuner, dev_score
 
@@ -33,6 +31,7 @@ class Priming(Strategy):
 
     def check_tuner(self, tuner: Tuner) -> None:
         """Raise a `UserError` where no demonstrations were asked for."""
+        super().check_tuner(tuner)
         if tuner.demonstrations is None:
             raise UserError(
                 "strategy 'priming' shows labelled rows: choose them with --demonstrations, for "
@@ -59,13 +58,38 @@ class Finetune(Strategy):
         """Raise a `UserError` where demonstrations were asked for: there is no prompt to show them."""
         if tuner.demonstrations is not None:
             raise UserError(
-                "strategy 'finetune' reads the text alone and shows no demonstrations: leave out "
+                f"strategy {self.name!r} reads the text alone and shows no demonstrations: leave out "
                 "--demonstrations, or choose another --strategy."
             )
 
     def train(self, tuner: Tuner) -> Classifier:
         """The head and the tuned model under it."""
         return tuner.member(Member("head", tuner.targets(), None, tuner.seed, pooling=self.pooling))
+
+
+class Contrastive(Finetune):
+    """Contrastive tuning of a sentence encoder, and logistic regression on it (SetFit).
+
+    (Tunstall et al. 2022, section 3.) The summaries of two texts of one label are drawn together
+    and those of two labels apart; then a logistic regression is fitted on the summaries of the
+    labelled rows. Rows of a batch are all compared with one another: larger batches contrast more.
+    """
+
+    name: ClassVar[str] = "contrastive"
+    needs_classes: ClassVar[bool] = True
+    joint_exits: ClassVar[bool] = False
+
+    model: str = Field(
+        "",
+        description="Another model that is tuned in place of the run's, such as a sentence encoder "
+        "(minilm) beside prompts of a language model.",
+    )
+
+    def train(self, tuner: Tuner) -> Classifier:
+        """The regression and the tuned model under it."""
+        own = tuner.on(self.model)
+        member = Member("head", own.targets(), None, own.seed, pooling=self.pooling, contrast=True)
+        return own.member(member)
 
 
 class PromptTuning(Strategy):
@@ -103,7 +127,7 @@ class PromptTuning(Strategy):
         return made[max(scores, key=lambda name: scores[name])]
 
 
-class EnsembleStrategy(Strategy):
+class EnsembleStrategy(GroupStrategy):
     """Every pattern, tuned several times, averaged; or whole runs of another strategy.
 
     With `of` each repetition is that strategy's classifier, PET's final model for example.
@@ -111,9 +135,6 @@ class EnsembleStrategy(Strategy):
 
     name: ClassVar[str] = "ensemble"
 
-    repetitions: int = Field(
-        1, ge=1, description="Trainings of each pattern, with seeds of their own."
-    )
     verbalizers: list[str] = Field(
         default_factory=list,
         description="Every pattern is tuned with each of these, the run's own with its options; none: "
@@ -132,12 +153,16 @@ class EnsembleStrategy(Strategy):
     def check_tuner(self, tuner: Tuner) -> None:
         """Raise a `UserError` for a verbalizer that is not there or there twice, and where runs of
         another strategy do not fit the options or the task."""
+        self.check_others(tuner)
         if not self.of:
+            super().check_tuner(tuner)
             for i, name in enumerate(self.verbalizers):
                 self._verbalizer(name, tuner)
                 if name in self.verbalizers[:i]:
                     raise UserError(f"strategy 'ensemble': verbalizers has {name!r} twice.")
             return
+        if self.of in self.also:
+            raise UserError(f"strategy 'ensemble': of and also both have {self.of!r}.")
         if self.verbalizers:
             raise UserError(
                 f"strategy 'ensemble': verbalizers are for patterns, and its members are runs of {self.of!r}: "
@@ -154,7 +179,9 @@ class EnsembleStrategy(Strategy):
         Raises:
             UserError: an ensemble of ensembles, options that do not fit each other.
         """
+        self.check_tuner(tuner)
         made = self._runs(tuner) if self.of else self._patterns(tuner)
+        made |= self.others(tuner)
         return Ensemble(made) if len(made) > 1 else next(iter(made.values()))
 
     def _patterns(self, tuner: Tuner) -> dict[str, Classifier]:
@@ -179,20 +206,9 @@ class EnsembleStrategy(Strategy):
         return made
 
     def _runs(self, tuner: Tuner) -> dict[str, Classifier]:
-        self.check_tuner(tuner)
         inner = self._inner()
-        made: dict[str, Classifier] = {}
-        for r in range(self.repetitions):
-            name, trained = f"{self.of}-{r + 1}", dict[str, Trained]()
-            own = tuner.with_(
-                seed=tuner.seed + 1000 * r,
-                trained=trained,
-                folder=tuner.folder and tuner.folder / "members" / name,
-                tracking=replace(tuner.tracking, within=f"members/{name}/"),
-            )
-            made[name] = inner.train(own)
-            tuner.trained.update({f"{name}/{member}": how for member, how in trained.items()})
-        return made
+        names = [f"{self.of}-{r + 1}" for r in range(self.repetitions)]
+        return {name: tuner.run(inner, name, tuner.seed + 1000 * r) for r, name in enumerate(names)}
 
     def _inner(self) -> Strategy:
         if self.of == self.name:

@@ -79,6 +79,8 @@ class Backbone(ABC):
         self.encoder = PromptEncoder(self.text, self.frame, max_length)
         #: what `load_model` was called with, where it was
         self.source: dict[str, Any] = {"name": name}
+        #: why no words can be read from it: an encoder without a language-model head; else ""
+        self.headless = ""
         #: set while a training runs on a cut vocabulary
         self.compact: CompactVocabulary | None = None
         #: the batch that the model reads; additions ask it for soft tokens and tasks
@@ -117,6 +119,11 @@ class Backbone(ABC):
     @abstractmethod
     def summary(self, encoded: Encoded) -> Encoded:
         """Read a whole text, for a classifier without a mask: where a summary of it stands."""
+
+    def need_head(self) -> None:
+        """Raise a `UserError` where the model has no language-model head."""
+        if self.headless:
+            raise UserError(self.headless)
 
     @property
     def body(self) -> nn.Module:

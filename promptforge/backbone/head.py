@@ -30,6 +30,7 @@ class LanguageHead:
     """
 
     def __init__(self, backbone: Backbone) -> None:
+        backbone.need_head()
         self.backbone = backbone
         self._lock = threading.Lock()
 

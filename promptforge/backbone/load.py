@@ -72,8 +72,9 @@ def load_model(
         report: where progress goes.
 
     Raises:
-        UserError: no such model, none of the three families, no language-model head; a pattern that
-            the model cannot have, positions that it has not.
+        UserError: no such model, none of the three families, no language-model head (of an encoder
+            it is missed where words are read); a pattern that the model cannot have, positions that
+            it has not.
         PromptForgeError: the files are damaged or cannot be fetched.
     """
     from transformers import AutoConfig, AutoTokenizer
@@ -128,7 +129,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(path, **common)
         if max_length:
             scale_rope(config, positions, max_length, name)
-        model = _weights(kind, path, config, name, number, common)
+        model, missing = _weights(kind, path, config, name, number, common)
         if max_length:
             extend(model, tokenizer, positions, max_length, name)
     except PromptForgeError:
@@ -145,6 +146,8 @@ def load_model(
         "name": lasting(name), "family": kind, "revision": revision, "dtype": dtype, "ask": ask,
         "max_length": max_length, "trust_remote_code": trust_remote_code,
     }  # fmt: skip
+    if missing:
+        backbone.headless = without_head(name, missing)
     if positions:
         backbone.source["positions"] = positions
     return _patterned(backbone, pattern, report, trained)
@@ -205,7 +208,8 @@ def _family(config: Any, name: str) -> str:
 
 def _weights(
     kind: str, path: str, config: Any, name: str, dtype: Any, common: dict[str, Any]
-) -> Any:
+) -> tuple[Any, list[str]]:
+    """The model, and the names of the weights of a head that its files do not have."""
     import transformers
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
@@ -226,12 +230,22 @@ def _weights(
     finally:
         transformers.logging.set_verbosity(level)
     missing = sorted(info["missing_keys"])
-    if missing:
-        raise UserError(
-            f"{name} has no trained language-model head ({len(missing)} weights are missing, such as "
-            f"{missing[0]!r}): it cannot fill masks. A sentence encoder or a classifier is not enough."
-        )
-    return model
+    body = f"{model.base_model_prefix}."
+    if missing and (kind != "masked" or any(key.startswith(body) for key in missing)):
+        raise UserError(without_head(name, missing))
+    with torch.no_grad():
+        for key in missing:  # never read, and the same in every process
+            model.get_parameter(key).zero_()
+    return model, missing
+
+
+def without_head(name: str, missing: list[str]) -> str:
+    """Why a model cannot read or write words."""
+    return (
+        f"{name} has no trained language-model head ({len(missing)} weights are missing, such as "
+        f"{missing[0]!r}): it cannot fill masks. A sentence encoder or a classifier is enough for "
+        "--strategy contrastive and finetune alone; for prompts name a language model."
+    )
 
 
 def _explained(error: Exception, name: str, path: str) -> PromptForgeError:

@@ -301,7 +301,7 @@ def _plain(model: ExitModel) -> Callable[[list[Encoded]], Any]:
 
     def read(encoded: list[Encoded]) -> Any:
         readout = Readout(plain.backbone, encoded, plain.backbone.states(encoded))
-        return plain.class_scores(model.part, readout).double().softmax(-1).numpy()
+        return plain.class_scores(model.part, readout).double().softmax(-1).cpu().numpy()
 
     return read
 

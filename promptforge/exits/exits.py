@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from promptforge.encode import Encoded
     from promptforge.model import PromptModel
     from promptforge.tuning.members import HeadModel
-    from promptforge.tuning.objectives import Head
+    from promptforge.tuning.texts import Head, LinearHead
     from promptforge.verbalizer import Verbalizer
 
 Score = Callable[[Tensor], Tensor]
@@ -48,7 +48,8 @@ class Transform(nn.Module):
     """`h + W h + b` with W and b zero at first: an exit starts as what the model's head makes of the
     layer as it is.
 
-    The state is normalised already: by the layer itself, or by the body's final norm.
+    The state is normalised already: by the layer itself, or by the body's final norm. W and b are in
+    single precision beside a model in half precision too, and the state keeps the model's.
     """
 
     def __init__(self, width: int) -> None:
@@ -59,8 +60,8 @@ class Transform(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., width] to the same."""
-        changed: Tensor = self.dense(states)
-        return states + changed
+        changed: Tensor = self.dense(states.to(self.dense.weight.dtype))
+        return (states + changed).to(states.dtype)
 
     def before(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """The product with `weight` [m, width] behind this one, both as one matrix and bias."""
@@ -258,7 +259,7 @@ class HeadEnd(End):
         head: behind the last layer; those of the others start as it is.
     """
 
-    def __init__(self, backbone: Backbone, head: Head) -> None:
+    def __init__(self, backbone: Backbone, head: Head | LinearHead) -> None:
         self.backbone, self.head = backbone, head
 
     @classmethod
@@ -268,7 +269,8 @@ class HeadEnd(End):
         return cls(model.backbone, model.head)
 
     def make(self) -> Exits:
-        return Exits([copy.deepcopy(self.head) for _ in range(self.backbone.layers.count - 1)])
+        copies = [copy.deepcopy(self.head) for _ in range(self.backbone.layers.count - 1)]
+        return Exits([one.requires_grad_() for one in copies])
 
     def seen(self, states: Tensor, places: Tensor, rows: int) -> Tensor:
         return mean_of_rows(states, places, rows)
@@ -285,7 +287,9 @@ class HeadEnd(End):
 
 
 def mean_of_rows(states: Tensor, places: Tensor, rows: int) -> Tensor:
-    """The mean of the states of each row, [rows, d]; as `Texts.pooled`."""
+    """The mean of the states of each row, [rows, d], in single precision at least; as `Texts.pooled`."""
+    # Sums in half precision lose digits, and the heads behind it are in single precision.
+    states = states.to(torch.promote_types(states.dtype, torch.float32))
     total = states.new_zeros(rows, states.shape[-1]).index_add(0, places, states)
     return total / torch.bincount(places, minlength=rows)[:, None]
 

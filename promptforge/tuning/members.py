@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from promptforge.backbone.weights import Weights
 from promptforge.classifier import Classifier, Probabilities, Rows
 from promptforge.progress import Reporter
 from promptforge.scale import Scale
-from promptforge.tuning.objectives import Head, Texts
+from promptforge.tuning.texts import Head, LinearHead, Texts
 
 if TYPE_CHECKING:
     from promptforge.backbone.base import Backbone
@@ -34,7 +33,7 @@ class HeadModel(Classifier):
     def __init__(
         self,
         texts: Texts,
-        head: Head,
+        head: Head | LinearHead,
         labels: Sequence[str],
         weights: Weights | None = None,
         report: Reporter | None = None,
@@ -104,8 +103,3 @@ class Ensemble(Classifier):
             [self.shares[n] / total * p for n, p in parts.items()], axis=0
         )
         return summed
-
-
-def head_tensors(head: Head) -> dict[str, Tensor]:
-    """The head's values by name."""
-    return {name: p.detach().clone() for name, p in head.named_parameters()}

@@ -1,10 +1,8 @@
-"""What is minimised: prompts with a verbalizer, or a classification head on whole texts."""
+"""What is minimised: the base of all objectives, and prompts with a verbalizer."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,14 +10,12 @@ from torch import Tensor, nn
 
 from promptforge.backbone.addition import Addition
 from promptforge.backbone.base import Backbone
-from promptforge.backbone.layers import all_layers
 from promptforge.backbone.weights import CompactVocabulary, Tunable, Weights
 from promptforge.data import Row
 from promptforge.encode import Encoded
 from promptforge.errors import UserError, listed
-from promptforge.exits.exits import End, HeadEnd, PromptEnd, mean_of_rows
+from promptforge.exits.exits import End, PromptEnd
 from promptforge.readout import Readout
-from promptforge.template import COLUMN, Part, Prompt, Sep, Soft, Text
 from promptforge.tuning import processes
 from promptforge.tuning.loop import Objective, Target
 from promptforge.tuning.masked_words import MaskedWords
@@ -197,7 +193,7 @@ class PromptObjective(TunedObjective):
         self.verbalizer = model.verbalizer(pattern, encoded[0])
         check_poles(model, self.verbalizer)
         if settings and self.verbalizer.contrasts:
-            warn_parts(model, self.verbalizer, settings)
+            warn_parts(model.report, f"verbalizer {self.verbalizer.name!r}", settings)
         read = self.verbalizer.tokens_read()
         tokens: set[int] | None = None
         # The masked-LM loss reads every word's logit, so with it the vocabulary stays whole.
@@ -250,11 +246,11 @@ class PromptObjective(TunedObjective):
         return (1 - self._alpha) * loss + self._alpha * self._masked.loss(numbers, draw)
 
 
-def warn_parts(model: PromptModel, verbalizer: Verbalizer, settings: Settings) -> None:
+def warn_parts(report: Reporter, who: str, settings: Settings) -> None:
     """Warn where a batch is computed in parts, and the loss needs its rows side by side."""
     if (parts := settings.accumulate * processes.count()) > 1:
-        model.report.warn(
-            f"verbalizer {verbalizer.name!r} compares the rows of a batch with one another, and a batch is "
+        report.warn(
+            f"{who} compares the rows of a batch with one another, and a batch is "
             f"computed in {parts} parts here: rows of different parts are not compared. With accumulate=1 "
             "in one process all are."
         )
@@ -284,133 +280,6 @@ def check_poles(model: PromptModel, verbalizer: Verbalizer) -> None:
             f"The task {model.task.name!r} predicts numbers, and a masked model learns them from words "
             "of one token: give each pole such words."
         )
-
-
-class Head(nn.Module):
-    """A classification head: dropout, a dense layer with tanh, dropout, one score per label."""
-
-    def __init__(self, width: int, labels: int, dropout: float) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.dense = nn.Linear(width, width)
-        self.out = nn.Linear(width, labels)
-        for layer in (self.dense, self.out):
-            nn.init.normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """(rows, width) to scores (rows, labels)."""
-        hidden = torch.tanh(self.dense(self.dropout(pooled)))
-        scores: Tensor = self.out(self.dropout(hidden))
-        return scores
-
-
-class Texts:
-    """Rows as whole texts without a mask: the columns in order, apart from one another.
-
-    Args:
-        pooling: "mean" over the tokens that are read, or "first" of them; a causal model is
-            read at its last token, an encoder-decoder at the decoder's first.
-        opening: soft tokens that stand before every text.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        inputs: Sequence[str],
-        pooling: str,
-        opening: tuple[Soft, ...] = (),
-    ) -> None:
-        self.backbone, self.inputs, self.pooling = backbone, tuple(inputs), pooling
-        self.opening = opening
-
-    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
-        """Rows as the model takes them."""
-        made = []
-        for row in rows:
-            parts: list[Part] = []
-            for column in self.inputs:
-                value = row[column]
-                if value is None or (isinstance(value, float) and value != value):
-                    continue  # missing: there is nothing to read
-                parts += [Sep()] if parts else []
-                parts.append(Text(str(value), source=column, cut=COLUMN))
-            made.append(Prompt((*self.opening, *parts)))
-        encoded = self.backbone.encoder.encode(made, origin="the row's text", masked=False)
-        return [self._read(self.backbone.summary(e)) for e in encoded]
-
-    def _read(self, encoded: Encoded) -> Encoded:
-        return replace(encoded, reads=encoded.reads[:1]) if self.pooling == "first" else encoded
-
-    def pooled(self, encoded: Sequence[Encoded]) -> Tensor:
-        """Summaries of texts in one batch, [rows, d]; keeps gradients."""
-        batch = self.backbone.collate(encoded, list(range(len(encoded))))
-        compact = self.backbone.compact
-        with compact.used() if compact else nullcontext():
-            states = self.backbone.hidden(batch)
-        return mean_of_rows(states, batch.rows, len(encoded))
-
-    def pooled_layers(self, encoded: Sequence[Encoded]) -> Tensor:
-        """As `pooled`, after each layer: [layers, rows, d]; keeps gradients."""
-        batch = self.backbone.collate(encoded, list(range(len(encoded))))
-        compact = self.backbone.compact
-        with compact.used() if compact else nullcontext():
-            states = all_layers(self.backbone, batch)
-        return torch.stack([mean_of_rows(one, batch.rows, len(encoded)) for one in states])
-
-
-class HeadObjective(TunedObjective):
-    """Cross-entropy of a classification head: standard fine-tuning (Devlin et al. 2019).
-
-    Args:
-        exits: train an exit at every layer too, at this share of the learning rate.
-    """
-
-    def __init__(
-        self,
-        texts: Texts,
-        head: Head,
-        method: TuningMethod,
-        targets: Sequence[Target],
-        start: Start | None = None,
-        exits: float | None = None,
-    ) -> None:
-        self.texts = texts
-        self._head_parameters = dict(head.named_parameters())
-        rows = {id(t.row): t.row for t in targets}
-        texts.backbone.apply(None)
-        encoded = texts.encode(list(rows.values()))
-        addition = method.add(texts.backbone, encoded, {})
-        if addition is not None and addition.opening:
-            texts.opening = addition.opening
-            encoded = texts.encode(list(rows.values()))
-        self._encoded = dict(zip(rows, encoded, strict=True))
-        tokens = [t for e in encoded for t in (*e.ids, *e.decoder_ids)]
-        end = None if exits is None else HeadEnd(texts.backbone, head)
-        super().__init__(texts.backbone, method, tokens, addition, start, end, exits)
-        self.head = head
-
-    def own(self) -> dict[str, nn.Parameter]:
-        return self._head_parameters
-
-    def length(self, target: Target) -> int:
-        return len(self._encoded[id(target.row)].ids)
-
-    def forward(self, targets: Sequence[Target], draw: int) -> Tensor:
-        backbone = self.backbone
-        backbone.compact = self.tunable.compact
-        encoded = [self._encoded[id(t.row)] for t in targets]
-        shares, weight, temperature = tensors(targets, backbone.device)
-        try:
-            if self.end is not None and self.exits is not None:
-                seen = self.texts.pooled_layers(encoded)
-                return self.end.joint(self.exits, seen, shares, temperature) * weight
-            pooled = self.texts.pooled(encoded)
-        finally:
-            backbone.compact = None
-        scores = self.head(pooled).float() / temperature[:, None]
-        loss = -(shares * torch.log_softmax(scores, -1)).sum(-1)
-        return loss * temperature.square() * weight
 
 
 def tensors(targets: Sequence[Target], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

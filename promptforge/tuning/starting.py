@@ -23,7 +23,7 @@ from promptforge.tuning.run import find_artifact
 if TYPE_CHECKING:
     from promptforge.model import PromptModel
     from promptforge.progress import Reporter
-    from promptforge.tuning.objectives import Head
+    from promptforge.tuning.texts import Head
     from promptforge.verbalizer import Verbalizer, Words
 
 _HEAD = "the classification head"

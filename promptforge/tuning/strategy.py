@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
 
 from promptforge.components import Component
-from promptforge.errors import UserError
+from promptforge.errors import UserError, listed
+from promptforge.plugins import build
 
 if TYPE_CHECKING:
     from promptforge.classifier import Classifier
@@ -48,7 +51,11 @@ class Strategy(Component):
             )
 
     def check_tuner(self, tuner: Tuner) -> None:
-        """Raise a `UserError` where what it is given does not fit it, before anything is trained."""
+        """Raise a `UserError` where what it is given does not fit it, before anything is trained.
+
+        Unless a strategy says otherwise it reads prompts, which takes a language model.
+        """
+        tuner.backbone.need_head()
 
     @abstractmethod
     def train(self, tuner: Tuner) -> Classifier:
@@ -57,3 +64,53 @@ class Strategy(Component):
         Raises:
             UserError: data or options that do not fit the strategy.
         """
+
+
+class GroupStrategy(Strategy):
+    """A strategy of several models that whole runs of other strategies may join."""
+
+    repetitions: int = Field(
+        1, ge=1, description="Trainings of each pattern, with seeds of their own."
+    )
+    also: list[str] = Field(
+        default_factory=list,
+        description="Other strategies that join the patterns' models, each with as many repetitions.",
+    )
+    also_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Their options, by strategy."
+    )
+
+    def check_others(self, tuner: Tuner) -> None:
+        """Raise a `UserError` where one of `also` is not there, there twice, or does not fit."""
+        if strange := sorted(self.also_options.keys() - set(self.also)):
+            raise UserError(
+                f"strategy {self.name!r}: also_options has {listed(strange)}, and also={self.also} has not."
+            )
+        for i, name in enumerate(self.also):
+            if name in self.also[:i] or name == self.name:
+                why = "itself" if name == self.name else f"{name!r} twice"
+                raise UserError(f"strategy {self.name!r}: also has {why}.")
+            if name in tuner.task.patterns:
+                raise UserError(
+                    f"strategy {self.name!r}: also={name} and the pattern {name!r} would have one folder. Give "
+                    "the pattern another name in task.toml."
+                )
+            other = self._other(name)
+            other.check_rows(tuner.train, tuner.unlabeled)
+            if other.needs_classes:
+                tuner.task.need_classes(f"strategy {name!r}")
+            other.check_tuner(tuner)
+
+    def others(self, tuner: Tuner) -> dict[str, Classifier]:
+        """The classifiers of `also`, by name and repetition: "contrastive-1"."""
+        return {
+            f"{name}-{r + 1}": tuner.run(
+                self._other(name), f"{name}-{r + 1}", tuner.seed + 1000 * r
+            )
+            for name in self.also
+            for r in range(self.repetitions)
+        }
+
+    def _other(self, name: str) -> Strategy:
+        made: Strategy = build("strategy", name, **self.also_options.get(name, {}))
+        return made

@@ -206,7 +206,7 @@ def train(
         before = sum(t.seconds for t in tuner.trained.values()) / tuner.jobs
         seconds = max(time.perf_counter() - began, before)
         untrained: Classifier | None = None
-        if compare_untrained and task.patterns and _comparable(task, classifier, report):
+        if compare_untrained and task.patterns and _comparable(task, classifier, backbone, report):
             # Zero-shot is without demonstrations, whatever the strategy shows.
             untrained = tuner.with_(demonstrations=None).untrained()
             untrained = None if _same(untrained, classifier) else untrained
@@ -267,12 +267,17 @@ def _tracking(names: Sequence[str], run: str | Path | None) -> Tracking:
     return Tracking(tuple(names) if processes.is_first() else (), home)
 
 
-def _comparable(task: Task, classifier: Classifier, report: Reporter) -> bool:
-    """Whether prompts can be read without tuning: a head was tuned without words, they have none."""
+def _comparable(task: Task, classifier: Classifier, backbone: Backbone, report: Reporter) -> bool:
+    """Whether prompts can be read without tuning: labels have words, and the model can read any."""
     lacking = {
         label for pattern in task.patterns for label in task.labels
         if not task.words_for(pattern).get(label)
     }  # fmt: skip
+    if backbone.headless:
+        report.note(
+            f"No zero-shot figures beside the tuned ones: {backbone.name} has no language-model head."
+        )
+        return False
     if not lacking or _reads_words(classifier):
         return True
     report.note(

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from promptforge import artifact, remote
 from promptforge.backbone.base import Backbone
+from promptforge.backbone.load import load_model
 from promptforge.classifier import Classifier, Probabilities
 from promptforge.data import Example, Row
 from promptforge.errors import UserError
@@ -33,16 +34,20 @@ from promptforge.task import Task
 from promptforge.tuning import jobs as job_queue
 from promptforge.tuning import processes
 from promptforge.tuning.loop import Target, Trained, Training
-from promptforge.tuning.members import HeadModel, head_tensors
+from promptforge.tuning.members import HeadModel
 from promptforge.tuning.memory import warn_matrices
 from promptforge.tuning.method import TuningMethod
-from promptforge.tuning.objectives import Head, HeadObjective, PromptObjective, Texts
+from promptforge.tuning.objectives import PromptObjective, warn_parts
 from promptforge.tuning.precision import Precision
 from promptforge.tuning.run import ARTIFACT_FILE
 from promptforge.tuning.settings import Settings
 from promptforge.tuning.starting import Start
+from promptforge.tuning.texts import ContrastiveObjective, Head, HeadObjective, LinearHead, Texts
 from promptforge.tuning.tracking import Tracking
 from promptforge.verbalizer import Verbalizer
+
+if TYPE_CHECKING:
+    from promptforge.tuning.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Member:
         pooling: of the texts under a head.
         task: in place of the tuner's task (other words for the pattern).
         alpha: share of the masked-LM loss on the tuner's unlabelled rows; with a pattern only.
+        contrast: without a pattern: rows are compared with one another, and the head is fitted.
     """
 
     name: str
@@ -68,6 +74,7 @@ class Member:
     pooling: str = "mean"
     task: Task | None = None
     alpha: float = 0.0
+    contrast: bool = False
 
 
 @dataclass
@@ -112,6 +119,8 @@ class Tuner:
     exits: ExitTraining | None = None
     #: member -> how its training went
     trained: dict[str, Trained] = field(default_factory=dict)
+    #: name -> a model beside the run's own
+    beside: dict[str, Backbone] = field(default_factory=dict, repr=False)
 
     # --- what strategies use --------------------------------------------------------------
 
@@ -173,7 +182,7 @@ class Tuner:
             return {member.name: self.member(member) for member in members}
         with nullcontext(self.folder) if self.folder else TemporaryDirectory() as folder:
             shared = replace(self, folder=Path(folder).absolute())  # a worker may stand elsewhere
-            alone = replace(shared, backbone=None, report=Reporter(), trained={}, jobs=1)  # type: ignore[arg-type]
+            alone = replace(shared, backbone=None, report=Reporter(), trained={}, jobs=1, beside={})  # type: ignore[arg-type]
             job_queue.run(
                 partial(_train_member, alone), {m.name: m for m in open_}, backbone=self.backbone,
                 jobs=self.jobs, folder=shared.folder, made="members/{}", report=self.report,
@@ -221,6 +230,31 @@ class Tuner:
         assert isinstance(plain, PromptModel | HeadModel)
         plain.weights = artifact.open_parts(home, backbone=self.backbone).weights or plain.weights
         return made
+
+    def run(self, strategy: Strategy, name: str, seed: int) -> Classifier:
+        """A whole run of another strategy as a member called `name`, with a folder of its own."""
+        trained = dict[str, Trained]()
+        own = self.with_(
+            seed=seed,
+            trained=trained,
+            folder=self.folder and self.folder / "members" / name,
+            tracking=replace(self.tracking, within=f"members/{name}/"),
+        )
+        made = strategy.train(own)
+        self.trained.update({f"{name}/{member}": how for member, how in trained.items()})
+        return made
+
+    def on(self, model: str) -> Tuner:
+        """The same tuner with another model, loaded once; with the run's own by its name or ""."""
+        if model in ("", self.backbone.source["name"]):
+            return self
+        if model not in self.beside:
+            self.report.note(f"Loading {model}")
+            alike = {"dtype": self.backbone.source.get("dtype", "float32")}
+            self.beside[model] = load_model(
+                model, device=str(self.backbone.device), report=self.report, **alike
+            )
+        return self.with_(backbone=self.beside[model])
 
     # --- one training ---------------------------------------------------------------------
 
@@ -290,21 +324,27 @@ class Tuner:
         backbone, labels = self.backbone, self.labels
         texts = Texts(backbone, self.task.inputs, member.pooling)
         rate = dropout_of(backbone)
-        head = Head(backbone.width, len(labels), rate).to(backbone.device)
+        kind = LinearHead if member.contrast else Head
+        head = kind(backbone.width, len(labels), rate).to(backbone.device)
         start = self._start(member)
-        if start is not None:  # before exits start as it is
-            start.begin_head(head, labels, self.report)
-        objective = HeadObjective(
-            texts, head, self.method, member.targets, start, self._exit_share(settings),
-        )  # fmt: skip
+        objective: HeadObjective
+        if isinstance(head, LinearHead):
+            warn_parts(self.report, "strategy 'contrastive'", settings)
+            objective = ContrastiveObjective(
+                texts, head, self.method, member.targets, start, seed=member.seed
+            )
+        else:
+            if start is not None:  # before exits start as it is
+                start.begin_head(head, labels, self.report)
+            objective = HeadObjective(
+                texts, head, self.method, member.targets, start, self._exit_share(settings),
+            )  # fmt: skip
         live = HeadModel(texts, head, labels, scale=self.task.scale)
 
         def finish() -> Classifier:
-            done = Head(backbone.width, len(labels), rate)
-            done.load_state_dict(head_tensors(head))
+            objective.commit()
             made = HeadModel(
-                texts, done.to(backbone.device), labels, objective.weights(), self.report,
-                self.task.scale,
+                texts, copy.deepcopy(head), labels, objective.weights(), self.report, self.task.scale,
             )  # fmt: skip
             return _exiting(made, objective.exits)
 
@@ -363,6 +403,8 @@ class Tuner:
             told["start"] = start.digest
         if self.exits is not None:
             told["exits"] = self.exits.model_dump(mode="json")
+        if member.contrast:
+            told["contrast"] = True
         if member.alpha:
             rows = [sorted(map(str, row.items())) for row in self.unlabeled]
             told["alpha"] = [member.alpha, rows]

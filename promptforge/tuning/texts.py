@@ -1,0 +1,297 @@
+"""Whole texts without a prompt: their summaries, classification heads on them, and what is minimised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from promptforge.backbone.layers import all_layers
+from promptforge.data import Row
+from promptforge.encode import Encoded
+from promptforge.errors import UserError
+from promptforge.exits.exits import HeadEnd, mean_of_rows
+from promptforge.template import COLUMN, Part, Prompt, Sep, Soft, Text
+from promptforge.tuning.loop import Target
+from promptforge.tuning.objectives import TunedObjective, tensors
+
+if TYPE_CHECKING:
+    from promptforge.backbone.base import Backbone
+    from promptforge.tuning.method import TuningMethod
+    from promptforge.tuning.starting import Start
+
+#: The score of a label that no row had: no probability, and still finite.
+_NEVER = -1e4
+
+
+class Head(nn.Module):
+    """A classification head: dropout, a dense layer with tanh, dropout, one score per label."""
+
+    kind: ClassVar[str] = "dense"
+
+    def __init__(self, width: int, labels: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.dense = nn.Linear(width, width)
+        self.out = nn.Linear(width, labels)
+        for layer in (self.dense, self.out):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(rows, width) to scores (rows, labels)."""
+        # A model that is read again in half precision has its head in it too.
+        pooled = self.dropout(pooled).to(self.dense.weight.dtype)
+        hidden = torch.tanh(self.dense(pooled))
+        scores: Tensor = self.out(self.dropout(hidden))
+        return scores
+
+
+class LinearHead(nn.Module):
+    """One linear score per label on a summary of length 1; fitted, not trained by gradients."""
+
+    kind: ClassVar[str] = "linear"
+
+    def __init__(self, width: int, labels: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(width, labels)
+        self.requires_grad_(False)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(rows, width) to scores (rows, labels)."""
+        unit = F.normalize(self.dropout(pooled).float(), dim=-1)
+        scores: Tensor = self.out(unit.to(self.out.weight.dtype))
+        return scores
+
+    def fit(self, pooled: Tensor, shares: Tensor, weight: Tensor) -> None:
+        """Logistic regression (scikit-learn's, C = 1) on summaries.
+
+        Args:
+            pooled: (rows, width).
+            shares: probability of each label, (rows, labels); a label that no row has gets no
+                probability.
+            weight: of each row, (rows).
+        """
+        from sklearn.linear_model import LogisticRegression
+
+        row, label = torch.nonzero(shares * weight[:, None], as_tuple=True)
+        x, y = F.normalize(pooled.float(), dim=-1)[row].cpu().numpy(), label.cpu().numpy()
+        counts = (shares * weight[:, None])[row, label].cpu().numpy()
+        model = LogisticRegression(max_iter=1000).fit(x, y, sample_weight=counts)
+        there = torch.as_tensor(model.classes_, device=self.out.weight.device)
+        vectors, bias = torch.as_tensor(model.coef_), torch.as_tensor(model.intercept_)
+        if len(there) == 2:  # the second label's score beside a first one of nothing
+            vectors = torch.cat([torch.zeros_like(vectors), vectors])
+            bias = torch.cat([torch.zeros_like(bias), bias])
+        self.out.weight.zero_()
+        self.out.bias.fill_(_NEVER)
+        self.out.weight[there] = vectors.to(self.out.weight)
+        self.out.bias[there] = bias.to(self.out.bias)
+
+
+HEADS: dict[str, type[Head | LinearHead]] = {made.kind: made for made in (Head, LinearHead)}
+
+
+class Texts:
+    """Rows as whole texts without a mask: the columns in order, apart from one another.
+
+    Args:
+        pooling: "mean" over the tokens that are read, or "first" of them; a causal model is
+            read at its last token, an encoder-decoder at the decoder's first.
+        opening: soft tokens that stand before every text.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        inputs: Sequence[str],
+        pooling: str,
+        opening: tuple[Soft, ...] = (),
+    ) -> None:
+        self.backbone, self.inputs, self.pooling = backbone, tuple(inputs), pooling
+        self.opening = opening
+
+    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
+        """Rows as the model takes them."""
+        made = []
+        for row in rows:
+            parts: list[Part] = []
+            for column in self.inputs:
+                value = row[column]
+                if value is None or (isinstance(value, float) and value != value):
+                    continue  # missing: there is nothing to read
+                parts += [Sep()] if parts else []
+                parts.append(Text(str(value), source=column, cut=COLUMN))
+            made.append(Prompt((*self.opening, *parts)))
+        encoded = self.backbone.encoder.encode(made, origin="the row's text", masked=False)
+        return [self._read(self.backbone.summary(e)) for e in encoded]
+
+    def _read(self, encoded: Encoded) -> Encoded:
+        return replace(encoded, reads=encoded.reads[:1]) if self.pooling == "first" else encoded
+
+    def pooled(self, encoded: Sequence[Encoded]) -> Tensor:
+        """Summaries of texts in one batch, [rows, d]; keeps gradients."""
+        batch = self.backbone.collate(encoded, list(range(len(encoded))))
+        compact = self.backbone.compact
+        with compact.used() if compact else nullcontext():
+            states = self.backbone.hidden(batch)
+        return mean_of_rows(states, batch.rows, len(encoded))
+
+    def pooled_layers(self, encoded: Sequence[Encoded]) -> Tensor:
+        """As `pooled`, after each layer: [layers, rows, d]; keeps gradients."""
+        batch = self.backbone.collate(encoded, list(range(len(encoded))))
+        compact = self.backbone.compact
+        with compact.used() if compact else nullcontext():
+            states = all_layers(self.backbone, batch)
+        return torch.stack([mean_of_rows(one, batch.rows, len(encoded)) for one in states])
+
+
+class HeadObjective(TunedObjective):
+    """Cross-entropy of a classification head: standard fine-tuning (Devlin et al. 2019).
+
+    Args:
+        exits: train an exit at every layer too, at this share of the learning rate.
+    """
+
+    def __init__(
+        self,
+        texts: Texts,
+        head: Head | LinearHead,
+        method: TuningMethod,
+        targets: Sequence[Target],
+        start: Start | None = None,
+        exits: float | None = None,
+    ) -> None:
+        self.texts = texts
+        self._head_parameters = dict(head.named_parameters())
+        rows = {id(t.row): t.row for t in targets}
+        texts.backbone.apply(None)
+        encoded = texts.encode(list(rows.values()))
+        addition = method.add(texts.backbone, encoded, {})
+        if addition is not None and addition.opening:
+            texts.opening = addition.opening
+            encoded = texts.encode(list(rows.values()))
+        self._encoded = dict(zip(rows, encoded, strict=True))
+        tokens = [t for e in encoded for t in (*e.ids, *e.decoder_ids)]
+        end = None if exits is None else HeadEnd(texts.backbone, head)
+        super().__init__(texts.backbone, method, tokens, addition, start, end, exits)
+        self.head = head
+
+    def own(self) -> dict[str, nn.Parameter]:
+        return self._head_parameters
+
+    def length(self, target: Target) -> int:
+        return len(self._encoded[id(target.row)].ids)
+
+    def summaries(self, targets: Sequence[Target]) -> Tensor:
+        """Of rows, [rows, d]; keeps gradients."""
+        backbone = self.texts.backbone
+        backbone.compact = self.tunable.compact
+        try:
+            return self.texts.pooled([self._encoded[id(t.row)] for t in targets])
+        finally:
+            backbone.compact = None
+
+    def forward(self, targets: Sequence[Target], draw: int) -> Tensor:
+        backbone = self.texts.backbone
+        shares, weight, temperature = tensors(targets, backbone.device)
+        if self.end is not None and self.exits is not None:
+            backbone.compact = self.tunable.compact
+            try:
+                seen = self.texts.pooled_layers([self._encoded[id(t.row)] for t in targets])
+                return self.end.joint(self.exits, seen, shares, temperature) * weight
+            finally:
+                backbone.compact = None
+        scores = self.head(self.summaries(targets)).float() / temperature[:, None]
+        loss = -(shares * torch.log_softmax(scores, -1)).sum(-1)
+        return loss * temperature.square() * weight
+
+
+class ContrastiveObjective(HeadObjective):
+    """Texts of one label become alike and those of others unlike, and a linear head is fitted on them.
+
+    SetFit (Tunstall et al. 2022, section 3) compares two texts at a time. Here each row of a batch
+    brings another one of its label, drawn by the seed (where there is none, itself under another
+    dropout), and all pairs of these texts are compared at once: 2B texts read make B(2B - 1) pairs,
+    where SetFit's make B. With s the cosine of two summaries, the loss of row i is
+
+        1/2 mean of (1 - s_ij)^2 over j of its label + 1/2 mean of s_ij^2 over j of other labels,
+
+    j any other text of the batch; a mean over none is 0. That weighs pairs of both kinds alike, as SetFit does by drawing
+    as many of either. Soft labels weigh a pair by the probability that both have the same label.
+
+    Args:
+        head: fitted whenever the model is looked at, by `commit`.
+        seed: of the draws.
+    """
+
+    head: LinearHead
+
+    def __init__(
+        self,
+        texts: Texts,
+        head: LinearHead,
+        method: TuningMethod,
+        targets: Sequence[Target],
+        start: Start | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self._targets, self._seed, self._method = list(targets), seed, method.name
+        self._labels = [max(range(len(t.shares)), key=t.shares.__getitem__) for t in targets]
+        self._place = {id(t): i for i, t in enumerate(targets)}
+        self._of: dict[int, list[int]] = {}
+        for i, label in enumerate(self._labels):
+            self._of.setdefault(label, []).append(i)
+        super().__init__(texts, head, method, targets, start)
+
+    def own(self) -> dict[str, nn.Parameter]:
+        return {}
+
+    def forward(self, targets: Sequence[Target], draw: int) -> Tensor:
+        both = [*targets, *(self._partner(self._place[id(t)], draw) for t in targets)]
+        shares, weight, _ = tensors(both, self.texts.backbone.device)
+        u = F.normalize(self.summaries(both).float(), dim=-1)
+        if not u.requires_grad:
+            raise UserError(
+                f"strategy 'contrastive' tunes what summaries of texts come from, and method {self._method!r} "
+                "trains nothing of that. Use --method all, lora or another that reaches the layers."
+            )
+        rows = len(targets)
+        cosine = u[:rows] @ u.T
+        others = torch.ones_like(cosine).fill_diagonal_(0)
+        alike = shares[:rows] @ shares.T * others
+        unlike = others - alike
+        loss = _mean((1 - cosine).square(), alike) + _mean(cosine.square(), unlike)
+        return loss / 2 * weight[:rows]
+
+    def _partner(self, place: int, draw: int) -> Target:
+        """Another row of the label, or the row itself where it is alone."""
+        others = [i for i in self._of[self._labels[place]] if i != place] or [place]
+        rng = np.random.default_rng([self._seed, draw, place])
+        return self._targets[others[int(rng.integers(len(others)))]]
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Also fit the head to the rows as the model sees them now."""
+        super().commit()
+        encoded = [self._encoded[id(t.row)] for t in self._targets]
+        device = self.texts.backbone.device
+        pooled = torch.empty(len(encoded), self.texts.backbone.width, device=device)
+        for batch in self.texts.backbone.batches(encoded):
+            seen = self.texts.pooled([encoded[i] for i in batch.indices])
+            pooled[batch.indices] = seen.float()
+        shares, weight, _ = tensors(self._targets, device)
+        self.head.fit(pooled, shares, weight)
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Weighted means of rows, [rows]; 0 where nothing weighs."""
+    return (values * weight).sum(-1) / weight.sum(-1).clamp(min=1e-9)
