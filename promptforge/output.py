@@ -21,6 +21,7 @@ from typing import IO
 
 from promptforge.data import Row
 from promptforge.errors import PromptForgeError, UserError, did_you_mean, listed
+from promptforge.remote import expanded
 
 FORMATS = {
     ".csv": "csv",
@@ -57,7 +58,7 @@ class RowWriter:
         resume: bool = False,
         format: str | None = None,
     ) -> None:
-        self.path = None if path is None or str(path) == "-" else Path(path)
+        self.path = None if path is None or str(path) == "-" else expanded(path)
         self.fingerprint = fingerprint
         self.resume = resume
         if self.path is not None:

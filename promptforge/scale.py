@@ -30,7 +30,8 @@ class Scale:
             are left as they are.
 
     Raises:
-        UserError: `low` is not below `high`, or a number to round to lies outside.
+        UserError: an end that is no finite number, `low` not below `high`, a number to round to
+            that lies outside.
     """
 
     low: float
@@ -38,6 +39,9 @@ class Scale:
     round_to: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        for name, end in (("low", self.low), ("high", self.high)):
+            if not math.isfinite(end):
+                raise UserError(f"scale: {name} is {end:g}; it must be a number.")
         if not self.low < self.high:
             raise UserError(f"scale: low is {self.low:g} and high {self.high:g}; low must be less.")
         for number in self.round_to:

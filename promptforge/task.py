@@ -17,6 +17,7 @@ from promptforge.errors import UserError, did_you_mean, listed
 from promptforge.multilabel import LABEL, MultiLabel
 from promptforge.plugins import manager
 from promptforge.progress import Reporter
+from promptforge.remote import expanded
 from promptforge.scale import Scale
 from promptforge.template import Template
 from promptforge.verbalizer import Words
@@ -82,7 +83,7 @@ class Task:
         """
         from promptforge.task_file import read_task
 
-        path = Path(name)
+        path = expanded(name)
         if path.name == TASK_FILE and path.is_file():
             return read_task(path.parent)
         if path.is_dir():

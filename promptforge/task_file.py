@@ -75,7 +75,9 @@ def read_task(folder: Path) -> Task:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        wrong = [
+            f"{'.'.join(map(str, e['loc']))}: {_said(e['type'], e['msg'])}" for e in error.errors()
+        ]
         raise UserError(f"{path}: {'; '.join(wrong[:5])}.") from None
     check_name(parsed.name, f"{path}: name")
     _check_labels(path, parsed)
@@ -93,7 +95,10 @@ def read_task(folder: Path) -> Task:
                 f"{path}: a task with a [scale] has two labels, the poles of its low and its high end, "
                 "and no [columns.values]."
             )
-        scale = Scale(parsed.scale.low, parsed.scale.high, tuple(parsed.scale.round_to))
+        try:
+            scale = Scale.from_json(parsed.scale.model_dump())
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
     multi_label = _multi_label(path, parsed)
     declared = parsed.patterns or {
         p.stem: _Pattern(file=p.name) for p in sorted(folder.glob("*.jinja"))
@@ -196,12 +201,30 @@ def write_task(task: Task, folder: Path) -> None:
         (folder / str(patterns[name]["file"])).write_text(source, encoding="utf-8", newline="\n")
 
 
+#: What pydantic finds -> what to do about it; the rest is said in its words.
+_REMEDIES = {
+    "extra_forbidden": "there is no such key here (a key belongs to the [table] above it)",
+    "missing": "this key is missing",
+    "list_type": 'write a list, such as ["..."]',
+    "string_type": "write a text in quotes",
+}
+
+
+def _said(kind: str, message: str) -> str:
+    return _REMEDIES.get(kind, message)
+
+
 def _check_labels(path: Path, parsed: _TaskFile) -> None:
     if parsed.generate is None:
         if len(parsed.labels) < 2:
             raise UserError(
                 f"{path}: labels: a task has at least two, or [generate] with the column of the texts that "
                 "are to be written."
+            )
+        if parsed.columns.label in parsed.columns.inputs:
+            raise UserError(
+                f"{path}: columns.inputs: {parsed.columns.label!r} is the column of the labels, which no "
+                "prompt may show. Take it out, or name another column in columns.label."
             )
         return
     beside = [key for key in ("labels", "scale", "multi_label") if getattr(parsed, key)]

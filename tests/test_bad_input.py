@@ -187,7 +187,12 @@ def test_templates(fails: Callable[..., str], name: str) -> None:
         ('name = "t"', "columns"),
         ('name = "t"\n[columns]\ninputs = ["a"]\n[labels]\na = ["b"]', "labels"),
         ('name = "t"\n[columns]\ninputs = "a"\n[labels]\na = ["b"]\nc = ["d"]', "columns.inputs"),
-        ('name = "t"\ncolour = 3', "colour"),
+        ('name = "t"\ncolour = 3', "colour: there is no such key here"),
+        (NAMED.format("t", "p").replace('["b"]', '"b"'), 'labels.a: write a list, such as ["..."]'),
+        (
+            NAMED.format("t", "p").replace('["text"]', '["text", "label"]'),
+            "columns.inputs: 'label' is the column of the labels, which no prompt may show",
+        ),
         (NAMED.format("../../up", "p"), "name: '../../up' is also the name of a folder"),
         (NAMED.format("t", "a/b"), "patterns: 'a/b' is also the name of a folder"),
         (NAMED.format("t", "all patterns"), "patterns: 'all patterns' is what results call"),
@@ -238,6 +243,23 @@ def test_verbalizer_files(fails: Callable[..., str], content: str | None, expect
 def test_predict_outputs(fails: Callable[..., str], output: str, expected: str) -> None:
     put("d.csv", GOOD)
     assert expected in fails("predict", task_folder(), "--data", "d.csv", "-O", output)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_prompt_that_shows_the_label(fails: Callable[..., str]) -> None:
+    put("d.csv", GOOD)
+    told = "'label' is the column of the labels, which no prompt may show"
+    shows = ("--template", "{{ text }} {{ label }} {{ mask }}")
+    assert told in fails("evaluate", "--data", "d.csv", *shows)
+    told = told.replace("label'", "text'")
+    assert told in fails("evaluate", task_folder(), "--data", "d.csv", "--label-column", "text")
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_value_for_no_column(fails: Callable[..., str]) -> None:
+    put("d.csv", GOOD)
+    message = fails("render", task_folder(), "--data", "d.csv", "--set", "txt=Warm.")
+    assert "--set txt=...: there is no such column. Did you mean 'text'?" in message
 
 
 @pytest.mark.usefixtures("no_model")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import rich_click as click
 
+from promptforge import Task
 from promptforge.cli import cli
 
 Command = Callable[..., Any]
@@ -90,3 +91,38 @@ def test_home_folder(
     (tmp_path / "t.jinja").write_text("{{ text }} It is {{ mask }}", encoding="utf-8")
     Path("forge.toml").write_text('[render]\ntemplate = ["~/t.jinja"]\n', encoding="utf-8")
     assert "It is" in command("render", "--data", reviews / "test.csv").out
+    # In Python no shell stands before it.
+    assert Task.load("~/reviews").data["test"] == str(tmp_path / "reviews" / "test.csv")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("tokens = 0", "[render] tokens = 0: write true or false"),
+        ("tokens = 'perhaps'", "'perhaps' is not a valid boolean"),
+        ("model = true", "[render] model = True: write a text"),
+        ("row = 'first'", "'first' is not a valid integer range (in forge.toml, [render])"),
+        ("family = 'big'", "'big' is not one of 'masked', 'causal', 'seq2seq' (in forge.toml"),
+        ("batch-tokens = 64\nbatch_tokens = 65", "'batch_tokens' is there twice"),
+        ("no-tokens = true", "has no option 'no-tokens'. Did you mean 'tokens'?"),
+        ("config = 'x'", "has no option 'config'. There are: 'ask'"),
+    ],
+)
+def test_wrong_values(command: Command, reviews: Path, line: str, expected: str) -> None:
+    Path("forge.toml").write_text(f"[render]\n{line}\n", encoding="utf-8")
+    ran = command("render", reviews)
+    assert ran.code == 2 and "forge.toml" in said(ran) and expected in said(ran)
+    assert "mistake in PromptForge" not in ran.err
+
+
+def test_an_option_goes_by_the_name_that_is_typed(command: Command, reviews: Path) -> None:
+    Path("forge.toml").write_text("[render]\nst = 'text=x'\n", encoding="utf-8")
+    ran = command("render", reviews)
+    assert ran.code == 2 and "Did you mean 'set'?" in said(ran) and "'json'" in said(ran)
+    Path("forge.toml").write_text(
+        "[render]\nset = 'text=Oh.'\njson = true\ntokens = false\n", encoding="utf-8"
+    )
+    assert command("render", reviews).json[0]["parts"]
+    # The file is not blamed for what was typed.
+    ran = command("render", reviews, "--row", "first")
+    assert ran.code == 2 and "forge.toml" not in said(ran)

@@ -97,6 +97,17 @@ def test_the_commands(command: Command, tiny_model: Folder, films: Path) -> None
     assert command("runs", "list").code == 0
 
 
+def test_a_prompt_asks_about_a_label(command: Command, tiny_model: Folder, films: Path) -> None:
+    changed(films, 'label = "topics"', 'label = "label"')
+    table = films / "test.csv"
+    table.write_text("text,label\nWarm.,plot;cast\n", encoding="utf-8")
+    for given, asked in ((), "price"), (("--set", "label=cast"), "cast"):
+        made = command("render", films, "--no-tokens", "--json", *given).json[0]["parts"]
+        assert [p["text"] for p in made if p.get("source")] == ["Warm.", asked]
+    assert command("render", films, "--model", tiny_model("bert")).code == 0
+    assert len(command("fill", films, "--model", tiny_model("bert"), "--json").json["asks"]) == 1
+
+
 def test_demonstrations_and_calibration(command: Command, tiny_model: Folder, films: Path) -> None:
     base = ("evaluate", films, "--model", tiny_model("bert"), "--limit", 4, "--json")
     plain = command(*base).json["asks"]

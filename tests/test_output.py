@@ -201,6 +201,14 @@ def test_targets_are_checked_at_once(tmp_path: Path) -> None:
         RowWriter("-", "print", format="parquet")
 
 
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    with RowWriter("~/out.csv", "f") as out:
+        out.write([{"a": "1"}])
+    assert read_rows("~/out.csv") == [{"a": "1"}]
+
+
 @pytest.mark.skipif(
     sys.platform == "win32" or os.geteuid() == 0, reason="nothing is forbidden to root"
 )

@@ -271,8 +271,9 @@ def test_the_commands(command: Command, tiny_model: Folder, tmp_path: Path) -> N
     # The task's mistakes.
     for i, (scale, message) in enumerate(
         [
-            ("low = 5\nhigh = 1", "low must be less"),
-            ("low = 1", "scale.high"),
+            ("low = 5\nhigh = 1", "task.toml: scale: low is 5 and high 1; low must be less"),
+            ("low = 1\nhigh = inf", "task.toml: scale: high is inf; it must be a number"),
+            ("low = 1", "task.toml: scale.high: this key is missing"),
             ("low = 2\nhigh = 5", "row 1, column 'stars': 1 is not on the scale"),
         ]
     ):

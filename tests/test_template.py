@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -223,7 +224,9 @@ def test_a_mask_cannot_be_glued_to_a_string(expression: str) -> None:
         ("{{ none }}", "missing (None)"),
         ("{{ missing }}", "missing (None)"),
         ("{{ nothing }}", "'nothing' is undefined. The row has: text, missing"),
-        ("{{ row.nothing }}", "nothing"),
+        ("{{ row.nothing }}", "the row has no column 'nothing'. The row has: text, missing"),
+        ("{{ row['nothing'] or '' }}", "the row has no column 'nothing'"),
+        ("{% filter upper %}{{ mask }}{% endfilter %}", "mask is not a string"),
         ("{% for x in text %}", "not closed"),
         ("{{ text", "not closed"),
         ("{{ text | nofilter }}", "No filter named 'nofilter'"),
@@ -344,6 +347,28 @@ def test_a_check_without_a_row_does_not_judge_values() -> None:
     assert str(template.render({"stars": 4})).startswith("Good.")
     with pytest.raises(TemplateError, match="'>' not supported"):
         template.check(["stars"], example={"stars": "many"})
+
+
+def test_an_if_without_an_else_is_nothing() -> None:
+    assert shown("{{ 'Long. ' if text | length > 5 }}{{ text }}") == "Long. Great fun."
+    assert shown("{{ 'Long. ' if text | length > 50 }}{{ text }}") == "Great fun."
+    assert "'nothing' is undefined" in error("{{ 'Long. ' if nothing }}")
+
+
+def test_text_in_a_filter_block_can_be_cut() -> None:
+    source = "Of {% filter upper %}{{ text }} It was{% endfilter %} {{ mask }}"
+    words, text, *_ = parts(source)
+    assert words == Text("Of ") and text == Text("GREAT FUN. IT WAS", "expression", LAST)
+    kept = parts("{% filter upper | keep %}{{ text }}{% endfilter %}")
+    assert kept == [Text("GREAT FUN.", "expression", KEEP)]
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float64("nan")])
+def test_a_value_that_is_missing_is_no_text(missing: Any) -> None:
+    row = {"text": "Fun.", "title": missing}
+    assert "a value is missing" in error("{{ title }}: {{ text }}", row)
+    assert "a value is missing" in error("{{ row.title }}: {{ text }}", row)
+    assert shown("{{ title or 'No title' }}: {{ text }}", row) == "No title: Fun."
 
 
 def test_a_check_for_a_causal_model() -> None:

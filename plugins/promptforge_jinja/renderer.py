@@ -47,6 +47,8 @@ MAX_CHARACTERS = 64_000_000
 MAX_REPEAT = 1_000_000
 #: Filters that make their text as long as a number says.
 _PADDING = ("center", "indent", "batch", "slice", "wordwrap")
+#: The filter that makes a part of what a filter block made; no name that can be written.
+_MADE = "made part"
 _PARTS = (Text, Mask, Soft, Sep, Prompt, Demo)
 #: Steps done for the row at hand; a demonstration counts for the row that shows it.
 _steps: ContextVar[int | None] = ContextVar("steps", default=None)
@@ -121,7 +123,8 @@ def _finalize(_: Context, value: Any) -> Any:
     if isinstance(value, Column):
         return Text(str(value), value.source, COLUMN)
     if isinstance(value, jinja2.Undefined):
-        str(value)  # raises: StrictUndefined
+        # StrictUndefined raises; {{ "a" if condition }} without an else is nothing, as ever in Jinja.
+        return Text(str(value))
     if value is None:
         raise TemplateValueError(
             "a value is missing (None). Fill the column, or write {{ column or '' }}."
@@ -190,7 +193,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 None,
                 lineno=loop.lineno,
             )
-        source = _JoinsCounted().visit(source)
+        source = _Rewritten().visit(source)
         return super()._generate(source, *args, **kwargs)
 
     counted = staticmethod(_counted)
@@ -212,9 +215,10 @@ class _Environment(ImmutableSandboxedEnvironment):
     def getattr(self, obj: Any, attribute: str) -> Any:
         return self._column(obj, attribute, super().getattr(obj, attribute))
 
-    @staticmethod
-    def _column(obj: Any, name: Any, value: Any) -> Any:
-        return Column(value, str(name)) if type(value) is str and isinstance(obj, _Row) else value
+    def _column(self, obj: Any, name: Any, value: Any) -> Any:
+        if isinstance(obj, _Row) and isinstance(value, jinja2.Undefined):
+            return self.undefined(f"the row has no column {name!r}")
+        return _cell(value, str(name)) if isinstance(obj, _Row) else value
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         _count()
@@ -242,13 +246,23 @@ class _Environment(ImmutableSandboxedEnvironment):
         return limited
 
 
-class _JoinsCounted(NodeTransformer):
-    """`a ~ b` goes through `_joined`."""
+class _Rewritten(NodeTransformer):
+    """`a ~ b` goes through `_joined`, and what a filter block makes through `_finalize`."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Call:
         self.generic_visit(node)
         joined = nodes.EnvironmentAttribute("joined", lineno=node.lineno)
         return nodes.Call(joined, node.nodes, [], None, None, lineno=node.lineno)
+
+    def visit_FilterBlock(self, node: nodes.FilterBlock) -> nodes.FilterBlock:
+        self.generic_visit(node)
+        # Jinja writes it as it writes the template's own words, which are never cut.
+        node.filter = nodes.Filter(node.filter, _MADE, [], [], None, None, lineno=node.lineno)
+        return node
+
+
+def _cell(value: Any, column: str) -> Any:
+    return Column(value, column) if type(value) is str else value
 
 
 class _Row(dict[str, Any]):
@@ -300,10 +314,10 @@ class JinjaTemplate:
         """The parts; every mistake becomes a `TemplateError` with file and line."""
         outer = _steps.get()
         token = _steps.set(outer or 0)
-        row = scope["row"]
+        # A NaN is how pandas writes an empty cell.
+        row = {k: None if isinstance(v, float) and v != v else v for k, v in scope["row"].items()}
         values = {
-            k: Column(v, k) if type(v) is str and k in row and k not in RESERVED else v
-            for k, v in scope.items()
+            k: v if k not in row or k in RESERVED else _cell(row[k], k) for k, v in scope.items()
         }
         values["row"] = _Row(row)
         for name in RESERVED[:4]:
@@ -370,5 +384,6 @@ class JinjaRenderer(TemplateRenderer):
         environment.filters = {
             name: _keeps_source(name, f) for name, f in environment.filters.items()
         }
+        environment.filters[_MADE] = _finalize
         environment.globals.update(manager().named_values("promptforge_template_globals"))
         return JinjaTemplate(environment, source, origin)

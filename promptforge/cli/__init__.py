@@ -151,7 +151,9 @@ def _run(args: Sequence[str] | None) -> int:
         print("Interrupted.", file=sys.stderr)
         return 130
     except click.ClickException as mistake:
-        mistake.show()
+        from promptforge.cli.config import blamed
+
+        blamed(mistake).show()
         return 2
     except BrokenPipeError:
         # The reader of our output is gone (`| head`): nothing more can be said there.

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import rich_click as click
-from click.types import FloatParamType, IntParamType
+from click.core import ParameterSource
+from click.types import BoolParamType, FloatParamType, IntParamType, StringParamType
 
 from promptforge.errors import UserError, did_you_mean, listed
 from promptforge.remote import expanded
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = "forge.toml"
+_SECTION = "promptforge.section"
 
 
 def with_config(function: F) -> F:
@@ -76,19 +78,42 @@ def _read(context: click.Context, _: click.Parameter, value: str | None) -> None
     for key, given in section.items():
         found = known.get(key.replace("-", "_"))
         if found is None or found.name in (None, "config", "help"):
-            names = sorted({p.name.replace("_", "-") for p in command.params if p.name})
+            names = sorted(
+                _name(p) for p in command.params if p.name not in (None, "config", "help")
+            )
             raise UserError(
                 f"{path}: [{command.name}] has no option {key!r}.{did_you_mean(key, names)} There are: {listed(names, 60)}."
             )
+        if found.name in defaults:
+            raise UserError(f"{path}: [{command.name}] {key!r} is there twice, under two names.")
         several = getattr(found, "multiple", False) or found.nargs == -1
         values = given if isinstance(given, list) else [given]
         if (len(values) != 1 and not several) or any(isinstance(v, list | dict) for v in values):
             raise UserError(f"{path}: [{command.name}] {key} = {given!r}: write one value.")
         for value in values:
-            _check_number(found, value, f"{path}: [{command.name}] {key} = {value!r}")
+            _check_kind(found, value, f"{path}: [{command.name}] {key} = {value!r}")
         values = [_at_home(value) for value in values]
         defaults[found.name or ""] = values if several else values[0]
     context.default_map = {**defaults, **(context.default_map or {})}
+    context.meta[_SECTION] = f"{path}, [{command.name}]"
+
+
+def blamed(mistake: click.ClickException) -> click.ClickException:
+    """An error about an option's value, with the file's name where the value stands in one."""
+    if not isinstance(mistake, click.BadParameter) or not mistake.ctx or not mistake.param:
+        return mistake
+    context, option = mistake.ctx, mistake.param
+    in_file = context.get_parameter_source(option.name or "") is ParameterSource.DEFAULT_MAP
+    if not in_file or _SECTION not in context.meta:
+        return mistake
+    message = f"{mistake.message.rstrip('.')} (in {context.meta[_SECTION]})."
+    return click.BadParameter(message, context, option, mistake.param_hint)
+
+
+def _name(parameter: click.Parameter) -> str:
+    """What an option is called in the file: as it is typed, where that is a word."""
+    typed = [o.removeprefix("--") for o in parameter.opts if o.startswith("--")]
+    return typed[0] if typed else (parameter.name or "").replace("_", "-")
 
 
 def _at_home(value: Any) -> Any:
@@ -96,8 +121,12 @@ def _at_home(value: Any) -> Any:
     return str(expanded(value)) if isinstance(value, str) and value.startswith("~/") else value
 
 
-def _check_number(option: click.Parameter, value: object, where: str) -> None:
-    """Raise a `UserError` for what click would make a number of by itself: 3 of 3.7, 1 of true."""
+def _check_kind(option: click.Parameter, value: object, where: str) -> None:
+    """Raise a `UserError` for what click would make another value of: 3 of 3.7, "True" of true."""
+    if isinstance(option.type, BoolParamType) and not isinstance(value, bool | str):
+        raise UserError(f"{where}: write true or false.")
+    if isinstance(option.type, StringParamType) and isinstance(value, bool):
+        raise UserError(f"{where}: write a text.")
     whole = isinstance(option.type, IntParamType)
     if whole and isinstance(value, bool | float):
         raise UserError(f"{where}: write a whole number.")

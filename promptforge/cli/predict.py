@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -22,6 +21,7 @@ from promptforge.cli.options import (
 from promptforge.cli.setup import build_model, class_roles, open_task
 from promptforge.cli.tuned import digest
 from promptforge.errors import UserError
+from promptforge.remote import expanded
 
 if TYPE_CHECKING:
     from promptforge.classifier import Classifier
@@ -162,8 +162,8 @@ def check_output(
     """Raise a `UserError` where the output is the input, or has one of the columns `added`."""
     from promptforge.data import iter_rows
 
-    same = output != "-" and Path(output).is_file() and Path(source).is_file()
-    if same and Path(output).samefile(source):
+    target, table = expanded(output), expanded(source)
+    if output != "-" and target.is_file() and table.is_file() and target.samefile(table):
         raise UserError(f"{output} is the input: name another file for the output.")
     first = next(iter_rows(source, inputs, reader=reader), None)
     if clash := [c for c in added if first is not None and c in first]:
@@ -189,7 +189,7 @@ def fingerprint(source: str, setup: Setup) -> str:
 
 def version(source: str) -> list[int] | None:
     """What a file is told by beside its name, without reading it: size and time; None: no file."""
-    path = Path(source)
+    path = expanded(source)
     if not path.is_file():
         return None
     stat = path.stat()

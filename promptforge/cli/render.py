@@ -10,7 +10,7 @@ from promptforge.cli.common import console, json_option, print_json, reporter
 from promptforge.cli.config import with_config
 from promptforge.cli.options import F, model_options, task_options
 from promptforge.cli.setup import Setup, fit_demonstrations, load
-from promptforge.errors import UserError
+from promptforge.errors import UserError, did_you_mean, listed
 
 if TYPE_CHECKING:
     from promptforge.encode import Encoded
@@ -42,6 +42,7 @@ def the_row(params: dict[str, Any], report: Reporter) -> tuple[Setup, dict[str, 
     from itertools import islice
 
     from promptforge.data import iter_rows
+    from promptforge.multilabel import LABEL
 
     if params["task"] and "{{" in params["task"]:
         params = {**params, "template": (params["task"], *params["template"]), "task": None}
@@ -56,17 +57,26 @@ def the_row(params: dict[str, Any], report: Reporter) -> tuple[Setup, dict[str, 
     source = params["data"] or next(
         (task.data[s] for s in ("test", "dev", "train") if s in task.data), None
     )
+    # A question about one label: the first, where --set names none.
+    asked = {LABEL: given.pop(LABEL, task.classes[0])} if task.multi_label else {}
     wanted = [c for c in task.inputs if c not in given]
     if not source and wanted:
         raise UserError(
             f"There is no data for {wanted[0]!r}: give --set {wanted[0]}=VALUE, or --data FILE."
         )
     if not source or (given and not wanted and not params["data"]):
-        return setup, given, 1
+        return setup, {**given, **asked}, 1
     rows = list(islice(iter_rows(source, wanted, number - 1, setup.reader), 1))
     if not rows:
         raise UserError(f"{source} has fewer than {number} rows.")
-    return setup, {**rows[0], **given}, number
+    used = [c for pattern in task.patterns.values() for c in pattern.template.columns]
+    known = list(dict.fromkeys([*task.inputs, *used, *rows[0]]))
+    if strange := [c for c in given if c not in known]:
+        raise UserError(
+            f"--set {strange[0]}=...: there is no such column.{did_you_mean(strange[0], known)} "
+            f"The columns: {listed(known, 30)}."
+        )
+    return setup, {**rows[0], **given, **asked}, number
 
 
 def _setup(params: dict[str, Any], report: Reporter, given: dict[str, Any]) -> Setup:
@@ -115,7 +125,7 @@ def render(as_json: bool, tokens: bool, **params: Any) -> None:
     """Show what a template makes of a row: parts in colour, tokens, masks, what was cut.
 
     TASK may also be the folder of a run or of an artifact: then the prompts are those of the
-    tuned model.
+    tuned model. With [multi_label] a prompt asks about the first label, or --set label=NAME.
     """
     setup, row, number = the_row(params, reporter())
     selector = fit_demonstrations(setup)

@@ -155,6 +155,11 @@ def open_task(
             raise UserError(
                 "Without a TASK the labels are not known: give --verbalizer FILE of a search."
             )
+    if task.label_column in task.inputs and not task.generates:
+        raise UserError(
+            f"{task.label_column!r} is the column of the labels, which no prompt may show, and the template "
+            "reads it. Name the right one with --label-column, or change the template."
+        )
     task = task.choose(params.get("pattern") or ())
     task.check()
     if words:
