@@ -242,6 +242,17 @@ def test_members_of_two_models_read_back(encoder: Path, tmp_path: Path, tiny_mod
         artifact.load(tmp_path / "artifact", backbone=tiny.backbone("gpt2"))
 
 
+def test_pets_final_model_may_be_another(encoder: Path, tmp_path: Path) -> None:
+    options = {**QUICK, "final_model": str(encoder)}
+    made = pet_tuner(folder=tmp_path / "run")
+    final = build("strategy", "pet", **options).train(made)
+    assert final.backbone.headless and final.backbone is not made.backbone
+    artifact.save(final, tmp_path / "artifact")
+    unseen = pet_rows(90, 96)
+    again = artifact.load(tmp_path / "artifact")
+    assert np.array_equal(again.predict_proba(unseen), final.predict_proba(unseen))
+
+
 # --- joining other strategies --------------------------------------------------------------
 
 
@@ -254,7 +265,8 @@ def test_an_ensemble_of_patterns_and_contrastive_runs(tmp_path: Path) -> None:
     assert list(both.members) == names
     assert set(made.trained) == {*names[:4], "contrastive-1/head", "contrastive-2/head"}
     unseen = pet_rows(90, 96)
-    mean = np.mean([m.predict_proba(unseen) for m in both.members.values()], axis=0)
+    said = [m.predict_proba(unseen) for m in both.members.values()]
+    mean = np.mean(said[:4], axis=0) / 2 + np.mean(said[4:], axis=0) / 2
     assert both.predict_proba(unseen) == pytest.approx(mean, abs=1e-6)
     one, two = (both.members[n].predict_proba(unseen) for n in names[4:])
     assert np.abs(one - two).max() > 1e-6  # of another seed
@@ -266,8 +278,9 @@ def test_an_ensemble_of_patterns_and_contrastive_runs(tmp_path: Path) -> None:
 def test_contrastive_runs_vote_for_pets_soft_labels(combine: str) -> None:
     made = pet_tuner()
     strategy = build("strategy", "pet", **QUICK, combine=combine, also=["contrastive"])
-    voices = [*strategy.first(made), *strategy.joining(made)]
-    assert [v.name for v in voices] == ["a-1", "b-1", "contrastive-1"]
+    voices = strategy.first(made)
+    voices += strategy.joining(made, voices)
+    assert [(v.name, v.weight) for v in voices] == [("a-1", 1), ("b-1", 1), ("contrastive-1", 2)]
     rows = made.unlabeled
     said = contrasted(pet_tuner()).predict_proba(rows)
     assert np.exp(voices[-1].scores) == pytest.approx(said, abs=1e-4)

@@ -75,8 +75,9 @@ class IPet(Pet):
             UserError: no unlabelled rows, or what `check_tuner` says.
         """
         tuner = self.checked(tuner)
-        joining = self.joining(tuner)
-        voices = [*self.first(tuner, "g0-"), *joining]
+        voices = self.first(tuner, "g0-")
+        joining = self.joining(tuner, voices)
+        voices = [*voices, *joining]
         task = tuner.task
         for generation in range(1, self.generations + 1):
             task, members = self.generation(tuner, task, voices, generation)

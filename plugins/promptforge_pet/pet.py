@@ -66,7 +66,7 @@ class Pet(GroupStrategy):
     )
     weights: Literal["uniform", "accuracy"] = Field(
         "uniform",
-        description="How much a model counts: as its pattern's accuracy before tuning; those of `also`: 1.",
+        description="How much a pattern's model counts: as its accuracy before tuning.",
     )
     temperature: float = Field(2.0, gt=0, description="Softens combined scores to soft labels.")
     max_unlabeled: int = Field(
@@ -82,6 +82,9 @@ class Pet(GroupStrategy):
         "head",
         description="The final model: a classification head on whole texts, or a pattern (the best "
         "on the development rows, else the first).",
+    )
+    final_model: str = Field(
+        "", description="Another model that the final one is tuned from; none: the patterns'."
     )
     final_data: Literal["both", "unlabeled"] = Field(
         "both", description="The final model learns soft labels, with or without the labelled rows."
@@ -99,7 +102,8 @@ class Pet(GroupStrategy):
             UserError: no unlabelled rows, or settings that do not fit.
         """
         tuner = self.checked(tuner)
-        return self.distilled(tuner, [*self.first(tuner), *self.joining(tuner)])
+        voices = self.first(tuner)
+        return self.distilled(tuner, [*voices, *self.joining(tuner, voices)])
 
     # --- shared with iPET -----------------------------------------------------------------
 
@@ -172,15 +176,19 @@ class Pet(GroupStrategy):
             out.append(Voice(member.name, pattern, repetition, scores, weights[pattern]))
         return out
 
-    def joining(self, tuner: Tuner) -> list[Voice]:
-        """The voices of other strategies: what they say are log-probabilities."""
+    def joining(self, tuner: Tuner, voices: Sequence[Voice]) -> list[Voice]:
+        """The voices of other strategies: each counts as much as those of the patterns together.
+
+        What they say are log-probabilities.
+        """
         out = []
+        weight = sum(v.weight for v in voices) / self.repetitions
         for name, made in self.others(tuner).items():
             with tuner.precision.computing():
                 parts = made.part_probabilities(tuner.unlabeled, "Labelling")
             scores = np.log(np.maximum(made.combined(parts), _TINY))
             other, _, repetition = name.rpartition("-")
-            out.append(Voice(name, other, int(repetition), scores))
+            out.append(Voice(name, other, int(repetition), scores, weight))
         return out
 
     def _weight(self, tuner: Tuner, pattern: str, task: Task) -> float:
@@ -234,7 +242,7 @@ class Pet(GroupStrategy):
         """The final model, taught by voices; `task` has the words of a final prompt."""
         labelled = tuner.targets() if self.final_data == "both" else []
         pattern = self._best(tuner, voices) if self.final == "prompt" else None
-        return tuner.members(
+        return tuner.on(self.final_model).members(
             [
                 Member(
                     "final",

@@ -174,15 +174,19 @@ class EnsembleStrategy(GroupStrategy):
         inner.check_tuner(tuner)
 
     def train(self, tuner: Tuner) -> Classifier:
-        """The mean of the members' probabilities.
+        """The mean of the members' probabilities; over strategies, where others join.
 
         Raises:
             UserError: an ensemble of ensembles, options that do not fit each other.
         """
         self.check_tuner(tuner)
         made = self._runs(tuner) if self.of else self._patterns(tuner)
-        made |= self.others(tuner)
-        return Ensemble(made) if len(made) > 1 else next(iter(made.values()))
+        others = self.others(tuner)
+        # Each strategy that joins counts as much as the patterns together.
+        shares = {name: len(made) / self.repetitions for name in others}
+        shares = {**dict.fromkeys(made, 1.0), **shares}
+        made |= others
+        return Ensemble(made, shares) if len(made) > 1 else next(iter(made.values()))
 
     def _patterns(self, tuner: Tuner) -> dict[str, Classifier]:
         made: dict[str, Classifier] = {}

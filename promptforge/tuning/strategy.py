@@ -74,7 +74,8 @@ class GroupStrategy(Strategy):
     )
     also: list[str] = Field(
         default_factory=list,
-        description="Other strategies that join the patterns' models, each with as many repetitions.",
+        description="Other strategies that join the patterns' models, each with as many repetitions; each "
+        "counts as much as the patterns together.",
     )
     also_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Their options, by strategy."
