@@ -101,6 +101,29 @@ def test_ctrl_c_says_how_to_go_on(command: Command, options: list[str]) -> None:
     assert Path("mine", WEIGHTS).read_bytes() == Path("whole", WEIGHTS).read_bytes()
 
 
+def test_a_run_and_its_task_can_be_moved(
+    command: Command, options: list[str], reviews: Path, tmp_path: Path
+) -> None:
+    """Half of it was trained before: it is read, and not refused for where its template lay."""
+    args = [*options, "--pattern", "tone", "--strategy", "ensemble", "--steps", "3"]
+    assert command(*args, "--run", "mine").code == 0
+    done = Path("mine/members/it-was/artifact.json")
+    before = done.stat().st_mtime_ns
+    shutil.rmtree("mine/members/tone")
+    shutil.rmtree("mine/artifact")
+    Path("mine/results.json").unlink()
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    shutil.move(reviews, moved / "reviews")
+    shutil.move("mine", moved / "mine")
+    args[args.index(str(reviews))] = str(moved / "reviews")
+    ran = command(*args, "--run", moved / "mine", "--resume")
+    assert ran.code == 0, ran.err
+    assert (moved / done).stat().st_mtime_ns == before
+    refused = command(*args, "--run", moved / "mine", "--resume", "--learning-rate", "1e-2")
+    assert refused.code == 2 and "begun with other options" in refused.err
+
+
 def test_a_kill_before_the_first_file_has_its_name(
     command: Command, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -324,7 +324,14 @@ def changed(saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tu
         if now.get(option) == value:
             begun.setdefault(option, value)
     options = sorted({*begun, *now} - FREE)
-    return {k: (begun.get(k), now.get(k)) for k in options if begun.get(k) != now.get(k)}
+    return {
+        k: (begun.get(k), now.get(k))
+        for k in options
+        # An option that says nothing is as if it were not there; it may be younger than the run.
+        if (begun.get(k) or None) != (now.get(k) or None)
+        # Where a template lies changes nothing, so that a folder can be moved.
+        and not (k.startswith("task.patterns.") and k.endswith(".origin"))
+    }
 
 
 def _other_rows(had: Mapping[str, str] | None, rows: Mapping[str, str]) -> list[str]:

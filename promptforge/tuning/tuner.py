@@ -383,11 +383,15 @@ class Tuner:
         if settings["keep"] == "best":  # younger than the members of some runs
             del settings["keep"]
         task = (member.task or self.task).to_json()
+        # Where a template lies changes nothing, so that a folder can be moved.
+        pattern = {
+            k: v for k, v in task["patterns"].get(member.pattern or "", {}).items() if k != "origin"
+        }
         told = {
             "targets": [(sorted(map(str, t.row.items())), t.shares, t.weight, t.temperature)
                         for t in member.targets],
             "dev": [(sorted(map(str, e.row.items())), e.label) for e in self.dev],
-            "pattern": [member.pattern, task["patterns"].get(member.pattern or ""), task["labels"]],
+            "pattern": [member.pattern, pattern, task["labels"]],
             "seed": member.seed, "pooling": member.pooling,
             "settings": settings,
             "method": [self.method.name, self.method.model_dump(mode="json")],
