@@ -113,7 +113,19 @@ def train(
     tuner: Tuner, lengths: Sequence[int], shares_of_rate: Sequence[float], row_loss: Any,
     extra: Sequence[torch.nn.Parameter] = (),
 ) -> tuple[Any, list[float]]:  # fmt: skip
-    """Tune a copy of the model with torch's AdamW; `row_loss(model, row number)` is minimised.
+    """As `train_batches`, with the mean of `row_loss(model, row number)` over a batch."""
+
+    def batch_loss(model: Any, batch: Sequence[int], _: int) -> Any:
+        return sum(row_loss(model, i) for i in batch) / len(batch)
+
+    return train_batches(tuner, lengths, shares_of_rate, batch_loss, extra)
+
+
+def train_batches(
+    tuner: Tuner, lengths: Sequence[int], shares_of_rate: Sequence[float], batch_loss: Any,
+    extra: Sequence[torch.nn.Parameter] = (),
+) -> tuple[Any, list[float]]:  # fmt: skip
+    """Tune a copy of the model with torch's AdamW; `batch_loss(model, row numbers, step)` is minimised.
 
     Args:
         shares_of_rate: the share of the learning rate at each step.
@@ -135,7 +147,7 @@ def train(
     for step, share in enumerate(shares_of_rate):
         batch = order(lengths, settings.rows, tuner.seed, step // per_epoch)[step % per_epoch]
         optimizer.zero_grad()
-        loss = sum(row_loss(model, i) for i in batch) / len(batch)
+        loss = batch_loss(model, batch, step)
         loss.backward()
         if settings.clip:
             torch.nn.utils.clip_grad_norm_(weights, settings.clip)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +33,6 @@ from promptforge import (
 )
 from promptforge.plugins import build
 from promptforge.task import Task
-from promptforge.tuning.schedule import order
 from promptforge.tuning.tuner import Tuner
 
 Command = Callable[..., Any]
@@ -55,24 +53,10 @@ def summary(backbone: Any, model: Any, text: str) -> torch.Tensor:
 
 def plain_contrast(made: Tuner) -> tuple[Any, list[float]]:
     """Contrastive tuning pair by pair: the tuned model, and the loss at each step."""
-    backbone, settings = made.backbone, made.settings
-    model = copy.deepcopy(backbone.model)
+    backbone = made.backbone
     texts, labels = [e.row["text"] for e in made.train], [e.label for e in made.train]
-    table = model.get_input_embeddings().weight
-    weights = list(model.parameters())
-    plainly = [p for p in weights if p.ndim < 2 or p is table]
-    plainly += [p for p in [model.get_output_embeddings().weight] if p is not table]
-    outside = {id(p) for p in plainly}
-    optimizer = torch.optim.AdamW(
-        [{"params": [p for p in weights if id(p) not in outside],
-          "weight_decay": settings.weight_decay}, {"params": plainly, "weight_decay": 0.0}],
-        lr=settings.rate,
-    )  # fmt: skip
-    sizes = [len(backbone.tokenizer(t)["input_ids"]) for t in texts]
-    per_epoch = -(-len(sizes) // settings.rows)
-    losses = []
-    for step, share in enumerate(RATES):
-        batch = order(sizes, settings.rows, made.seed, step // per_epoch)[step % per_epoch]
+
+    def batch_loss(model: Any, batch: Any, step: int) -> Any:
         partners = []
         for i in batch:
             others = [j for j, label in enumerate(labels) if label == labels[i] and j != i] or [i]
@@ -93,16 +77,10 @@ def plain_contrast(made: Tuner) -> tuple[Any, list[float]]:
                     far.append(s**2)
             total = total + torch.stack(near).mean() / 2
             total = total + (torch.stack(far).mean() / 2 if far else 0.0)
-        loss = total / len(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        if settings.clip:
-            torch.nn.utils.clip_grad_norm_(weights, settings.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.rate * share
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return model, losses
+        return total / len(batch)
+
+    sizes = [len(backbone.tokenizer(t)["input_ids"]) for t in texts]
+    return plain.train_batches(made, sizes, RATES, batch_loss)
 
 
 def contrasted(made: Tuner, **options: Any) -> Any:
