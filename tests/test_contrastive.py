@@ -131,6 +131,8 @@ def test_weights_of_labels_count_in_the_regression() -> None:
     even = contrasted(made).predict_proba(unseen)
     heavy = contrasted(made.with_(class_weight={"neg": 50.0})).predict_proba(unseen)
     assert (heavy[:, 0] > even[:, 0] + 0.05).all()
+    alone = contrasted(made.with_(class_weight={"neg": 0.0})).predict_proba(unseen)
+    assert np.array_equal(alone, [[0.0, 1.0, 0.0]] * len(unseen))
 
 
 @pytest.mark.parametrize("method", ["all", "lora", "prefix", "houlsby", "prompt-tuning"])

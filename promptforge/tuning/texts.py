@@ -84,14 +84,17 @@ class LinearHead(nn.Module):
         row, label = torch.nonzero(shares * weight[:, None], as_tuple=True)
         x, y = F.normalize(pooled.float(), dim=-1)[row].cpu().numpy(), label.cpu().numpy()
         counts = (shares * weight[:, None])[row, label].cpu().numpy()
+        self.out.weight.zero_()
+        self.out.bias.fill_(_NEVER)
+        if len(set(y)) == 1:  # nothing to tell apart: the others weigh nothing
+            self.out.bias[label[0]] = 0
+            return
         model = LogisticRegression(max_iter=1000).fit(x, y, sample_weight=counts)
         there = torch.as_tensor(model.classes_, device=self.out.weight.device)
         vectors, bias = torch.as_tensor(model.coef_), torch.as_tensor(model.intercept_)
         if len(there) == 2:  # the second label's score beside a first one of nothing
             vectors = torch.cat([torch.zeros_like(vectors), vectors])
             bias = torch.cat([torch.zeros_like(bias), bias])
-        self.out.weight.zero_()
-        self.out.bias.fill_(_NEVER)
         self.out.weight[there] = vectors.to(self.out.weight)
         self.out.bias[there] = bias.to(self.out.bias)
 
