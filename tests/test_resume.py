@@ -39,6 +39,17 @@ def options(tiny_model: Folder, reviews: Path) -> list[str]:
             "--learning-rate", "1e-3", "--batch-size", "4", "--pattern", "it-was"]  # fmt: skip
 
 
+# Each step takes a while, so that none of those to kill is over before the test has seen it.
+SLOWLY = """
+import time
+from promptforge.cli import main
+from promptforge.tuning.loop import Training
+update = Training._update
+Training._update = lambda *args: (time.sleep(0.1), update(*args))[1]
+main()
+"""
+
+
 def start(args: Sequence[str], *before: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *(before or ("-m", "promptforge")), *args],
@@ -72,7 +83,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(
     every = ("-o", "settings.save_every=1", "--run", str(run))
     resume: tuple[str, ...] = ()
     for steps in (1, 12, 37):
-        process = start([*options, *every, *resume])
+        process = start([*options, *every, *resume], "-c", SLOWLY)
         wait_for(process, metrics, steps)
         process.kill()
         assert process.wait() == -signal.SIGKILL
@@ -87,7 +98,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(
 
 
 def test_ctrl_c_says_how_to_go_on(command: Command, options: list[str]) -> None:
-    process = start([*options, "--run", "mine"])
+    process = start([*options, "--run", "mine"], "-c", SLOWLY)
     wait_for(process, Path("mine/members/it-was.parts/0") / METRICS, 5)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

@@ -303,7 +303,7 @@ class Training:
 
         A second Ctrl-C does not wait, and then the last checkpoint is what is kept.
         """
-        self.half_made, asked = True, False
+        asked = False
 
         def note(*_: Any) -> None:
             nonlocal asked
@@ -318,6 +318,7 @@ class Training:
         if ours:
             signal.signal(signal.SIGINT, note)
         try:
+            self.half_made = True
             yield
             self.half_made = False
         finally:
