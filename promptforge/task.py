@@ -39,6 +39,14 @@ class Pattern:
     premise: str | None = None
     description: str = ""
 
+    def decides(self) -> dict[str, Any]:
+        """What a training on it depends on: all but where the template lies, so that it can be moved."""
+        template = self.template
+        return {
+            "source": template.source, "renderer": template.renderer, "words": self.words,
+            "premise": self.premise,
+        }  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Task:
@@ -144,12 +152,8 @@ class Task:
         """All that is needed to make the task again, without its folder and data."""
         keep = ("name", "labels", "inputs", "label_column", "kind", "description", "values")
         patterns = {
-            name: {
-                "source": p.template.source, "origin": p.template.origin,
-                "renderer": p.template.renderer, "words": p.words, "premise": p.premise,
-            }
-            for name, p in self.patterns.items()
-        }  # fmt: skip
+            name: {**p.decides(), "origin": p.template.origin} for name, p in self.patterns.items()
+        }
         made = {**{key: getattr(self, key) for key in keep}, "patterns": patterns}
         kinds = {"scale": self.scale, "multi_label": self.multi_label}
         made |= {name: vars(kind) for name, kind in kinds.items() if kind}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from promptforge.tuning.loop import Target
 from promptforge.tuning.memory import FREE, warn_matrices
 from promptforge.tuning.objectives import PromptObjective
 from promptforge.tuning.schedule import order, rate_at
-from promptforge.tuning.texts import Head
+from promptforge.tuning.texts import Head, HeadObjective
 from promptforge.tuning.tuner import Member, Tuner
 
 #: linear schedule, no warm-up, four steps
@@ -155,15 +156,26 @@ def test_soft_labels_at_a_temperature(architecture: str, tokens: int) -> None:
 # --- the classification head ---------------------------------------------------------------
 
 
+class DoubleHead(Head):
+    """In float64, as what it is compared with."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.double()
+
+
+class InDouble(HeadObjective):
+    """The plain loss of one."""
+
+    head_type = DoubleHead
+
+
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
-def test_a_head_is_tuned_as_by_a_plain_loop(
-    architecture: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_head_is_tuned_as_by_a_plain_loop(architecture: str) -> None:
     made = tuner(plain.fresh(architecture), settings=settings())
     backbone, family = made.backbone, made.backbone.family
-    monkeypatch.setattr(tuner_module, "Head", lambda *given: Head(*given).double())
     torch.manual_seed(13)
-    head = Head(32, 3, 0.0).double()
+    head = DoubleHead(32, 3, 0.0)
     texts = [e.row["text"] for e in made.train]
     ids = [backbone.tokenizer(t, return_tensors="pt") for t in texts]
 
@@ -179,13 +191,36 @@ def test_a_head_is_tuned_as_by_a_plain_loop(
 
     sizes = [len(i["input_ids"][0]) for i in ids]
     expected = plain.train(made, sizes, LINEAR, row_loss, list(head.parameters()))
-    classifier = made.member(Member("m", made.targets(), None, 13))
+    classifier = made.member(Member("m", made.targets(), None, 13, objective=InDouble))
     same(made, classifier, losses(made), expected)
     for found, wanted in zip(classifier.head.parameters(), head.parameters(), strict=True):
         torch.testing.assert_close(found, wanted, **CLOSE)
 
 
 # --- what is trained, and what is left -----------------------------------------------------
+
+
+class Smoothed(HeadObjective):
+    """What an author may bring: a head's loss on labels a fifth of which is any label's."""
+
+    def forward(self, targets: Sequence[Target], draw: int) -> torch.Tensor:
+        return super().forward([smooth(t) for t in targets], draw)
+
+
+def smooth(target: Target) -> Target:
+    return replace(target, shares=tuple(0.8 * s + 0.2 / 3 for s in target.shares))
+
+
+def test_an_objective_of_a_strategy_s_own(tmp_path: Path) -> None:
+    made = tuner(plain.fresh("bert"), settings=settings(), folder=tmp_path)
+    own = Member("m", made.targets(), None, seed=1, objective=Smoothed)
+    plainly = Member("p", [smooth(t) for t in own.targets], None, seed=1)
+    texts = [e.row for e in made.train]
+    found = [made.member(member).predict_proba(texts) for member in (own, plainly)]
+    assert np.array_equal(*found)
+    assert np.array_equal(made.member(own).predict_proba(texts), found[0])  # read from its folder
+    with pytest.raises(UserError, match="other data or with other settings"):
+        made.member(replace(own, objective=HeadObjective))
 
 
 def weights_of(backbone: Any) -> dict[str, torch.Tensor]:

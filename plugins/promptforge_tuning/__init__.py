@@ -18,8 +18,8 @@ def promptforge_tuning_methods() -> Sequence[type]:
 @hookimpl
 def promptforge_strategies() -> Sequence[type]:
     """How a classifier is made from few labels."""
+    from promptforge_tuning.contrastive import Contrastive
     from promptforge_tuning.strategies import (
-        Contrastive,
         EnsembleStrategy,
         Finetune,
         Priming,

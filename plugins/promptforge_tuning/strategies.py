@@ -67,31 +67,6 @@ class Finetune(Strategy):
         return tuner.member(Member("head", tuner.targets(), None, tuner.seed, pooling=self.pooling))
 
 
-class Contrastive(Finetune):
-    """Contrastive tuning of a sentence encoder, and logistic regression on it (SetFit).
-
-    (Tunstall et al. 2022, section 3.) The summaries of two texts of one label are drawn together
-    and those of two labels apart; then a logistic regression is fitted on the summaries of the
-    labelled rows. Rows of a batch are all compared with one another: larger batches contrast more.
-    """
-
-    name: ClassVar[str] = "contrastive"
-    needs_classes: ClassVar[bool] = True
-    joint_exits: ClassVar[bool] = False
-
-    model: str = Field(
-        "",
-        description="Another model that is tuned in place of the run's, such as a sentence encoder "
-        "(minilm) beside prompts of a language model.",
-    )
-
-    def train(self, tuner: Tuner) -> Classifier:
-        """The regression and the tuned model under it."""
-        own = tuner.on(self.model)
-        member = Member("head", own.targets(), None, own.seed, pooling=self.pooling, contrast=True)
-        return own.member(member)
-
-
 class PromptTuning(Strategy):
     """Prompt-based fine-tuning: cross-entropy over the class scores of a pattern.
 

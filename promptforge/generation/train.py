@@ -337,10 +337,7 @@ def _identity(
     told = {
         "train": [sorted(map(str, row.items())) for row in train],
         "dev": [sorted(map(str, row.items())) for row in dev],
-        "task": [
-            {k: v for k, v in pattern.items() if k != "origin"}
-            for pattern in generator.task.to_json()["patterns"].values()
-        ],
+        "task": [pattern.decides() for pattern in generator.task.patterns.values()],
         "room": generator.room,
         "seed": seed,
         "settings": settings.model_dump(exclude={"save_every"}),

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +14,6 @@ from torch.nn import functional as F
 from promptforge.backbone.layers import all_layers
 from promptforge.data import Row
 from promptforge.encode import Encoded
-from promptforge.errors import UserError
 from promptforge.exits.exits import HeadEnd, mean_of_rows
 from promptforge.template import COLUMN, Part, Prompt, Sep, Soft, Text
 from promptforge.tuning.loop import Target
@@ -159,9 +157,18 @@ class Texts:
 class HeadObjective(TunedObjective):
     """Cross-entropy of a classification head: standard fine-tuning (Devlin et al. 2019).
 
+    What trains a model of whole texts otherwise derives from it, and a strategy names it as its
+    member's `objective`.
+
+    Attributes:
+        head_type: the head that it trains or fits.
+
     Args:
         exits: train an exit at every layer too, at this share of the learning rate.
+        seed: of what it draws itself.
     """
+
+    head_type: ClassVar[type[Head | LinearHead]] = Head
 
     def __init__(
         self,
@@ -171,8 +178,9 @@ class HeadObjective(TunedObjective):
         targets: Sequence[Target],
         start: Start | None = None,
         exits: float | None = None,
+        seed: int = 0,
     ) -> None:
-        self.texts = texts
+        self.texts, self.seed = texts, seed
         self._head_parameters = dict(head.named_parameters())
         rows = {id(t.row): t.row for t in targets}
         texts.backbone.apply(None)
@@ -215,86 +223,3 @@ class HeadObjective(TunedObjective):
         scores = self.head(self.summaries(targets)).float() / temperature[:, None]
         loss = -(shares * torch.log_softmax(scores, -1)).sum(-1)
         return loss * temperature.square() * weight
-
-
-class ContrastiveObjective(HeadObjective):
-    """Texts of one label become alike and those of others unlike, and a linear head is fitted on them.
-
-    SetFit (Tunstall et al. 2022, section 3) compares two texts at a time. Here each row of a batch
-    brings another one of its label, drawn by the seed (where there is none, itself under another
-    dropout), and all pairs of these texts are compared at once: 2B texts read make B(2B - 1) pairs,
-    where SetFit's make B. With s the cosine of two summaries, the loss of row i is
-
-        1/2 mean of (1 - s_ij)^2 over j of its label + 1/2 mean of s_ij^2 over j of other labels,
-
-    j any other text of the batch; a mean over none is 0. That weighs pairs of both kinds alike, as SetFit does by drawing
-    as many of either. Soft labels weigh a pair by the probability that both have the same label.
-
-    Args:
-        head: fitted whenever the model is looked at, by `commit`.
-        seed: of the draws.
-    """
-
-    head: LinearHead
-
-    def __init__(
-        self,
-        texts: Texts,
-        head: LinearHead,
-        method: TuningMethod,
-        targets: Sequence[Target],
-        start: Start | None = None,
-        *,
-        seed: int = 0,
-    ) -> None:
-        self._targets, self._seed, self._method = list(targets), seed, method.name
-        self._labels = [max(range(len(t.shares)), key=t.shares.__getitem__) for t in targets]
-        self._place = {id(t): i for i, t in enumerate(targets)}
-        self._of: dict[int, list[int]] = {}
-        for i, label in enumerate(self._labels):
-            self._of.setdefault(label, []).append(i)
-        super().__init__(texts, head, method, targets, start)
-
-    def own(self) -> dict[str, nn.Parameter]:
-        return {}
-
-    def forward(self, targets: Sequence[Target], draw: int) -> Tensor:
-        both = [*targets, *(self._partner(self._place[id(t)], draw) for t in targets)]
-        shares, weight, _ = tensors(both, self.texts.backbone.device)
-        u = F.normalize(self.summaries(both).float(), dim=-1)
-        if not u.requires_grad:
-            raise UserError(
-                f"strategy 'contrastive' tunes what summaries of texts come from, and method {self._method!r} "
-                "trains nothing of that. Use --method all, lora or another that reaches the layers."
-            )
-        rows = len(targets)
-        cosine = u[:rows] @ u.T
-        others = torch.ones_like(cosine).fill_diagonal_(0)
-        alike = shares[:rows] @ shares.T * others
-        unlike = others - alike
-        loss = _mean((1 - cosine).square(), alike) + _mean(cosine.square(), unlike)
-        return loss / 2 * weight[:rows]
-
-    def _partner(self, place: int, draw: int) -> Target:
-        """Another row of the label, or the row itself where it is alone."""
-        others = [i for i in self._of[self._labels[place]] if i != place] or [place]
-        rng = np.random.default_rng([self._seed, draw, place])
-        return self._targets[others[int(rng.integers(len(others)))]]
-
-    @torch.no_grad()
-    def commit(self) -> None:
-        """Also fit the head to the rows as the model sees them now."""
-        super().commit()
-        encoded = [self._encoded[id(t.row)] for t in self._targets]
-        device = self.texts.backbone.device
-        pooled = torch.empty(len(encoded), self.texts.backbone.width, device=device)
-        for batch in self.texts.backbone.batches(encoded):
-            seen = self.texts.pooled([encoded[i] for i in batch.indices])
-            pooled[batch.indices] = seen.float()
-        shares, weight, _ = tensors(self._targets, device)
-        self.head.fit(pooled, shares, weight)
-
-
-def _mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Weighted means of rows, [rows]; 0 where nothing weighs."""
-    return (values * weight).sum(-1) / weight.sum(-1).clamp(min=1e-9)

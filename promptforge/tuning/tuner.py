@@ -37,12 +37,12 @@ from promptforge.tuning.loop import Target, Trained, Training
 from promptforge.tuning.members import HeadModel
 from promptforge.tuning.memory import warn_matrices
 from promptforge.tuning.method import TuningMethod
-from promptforge.tuning.objectives import PromptObjective, warn_parts
+from promptforge.tuning.objectives import PromptObjective
 from promptforge.tuning.precision import Precision
 from promptforge.tuning.run import ARTIFACT_FILE
 from promptforge.tuning.settings import Settings
 from promptforge.tuning.starting import Start
-from promptforge.tuning.texts import ContrastiveObjective, Head, HeadObjective, LinearHead, Texts
+from promptforge.tuning.texts import Head, HeadObjective, Texts
 from promptforge.tuning.tracking import Tracking
 from promptforge.verbalizer import Verbalizer
 
@@ -63,7 +63,7 @@ class Member:
         pooling: of the texts under a head.
         task: in place of the tuner's task (other words for the pattern).
         alpha: share of the masked-LM loss on the tuner's unlabelled rows; with a pattern only.
-        contrast: without a pattern: rows are compared with one another, and the head is fitted.
+        objective: what is minimised without a pattern.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Member:
     pooling: str = "mean"
     task: Task | None = None
     alpha: float = 0.0
-    contrast: bool = False
+    objective: type[HeadObjective] = HeadObjective
 
 
 @dataclass
@@ -323,22 +323,15 @@ class Tuner:
     ) -> tuple[HeadObjective, Classifier, Callable[[], Classifier]]:
         backbone, labels = self.backbone, self.labels
         texts = Texts(backbone, self.task.inputs, member.pooling)
-        rate = dropout_of(backbone)
-        kind = LinearHead if member.contrast else Head
-        head = kind(backbone.width, len(labels), rate).to(backbone.device)
+        kind = member.objective
+        head = kind.head_type(backbone.width, len(labels), dropout_of(backbone))
+        head.to(backbone.device)
         start = self._start(member)
-        objective: HeadObjective
-        if isinstance(head, LinearHead):
-            warn_parts(self.report, "strategy 'contrastive'", settings)
-            objective = ContrastiveObjective(
-                texts, head, self.method, member.targets, start, seed=member.seed
-            )
-        else:
-            if start is not None:  # before exits start as it is
-                start.begin_head(head, labels, self.report)
-            objective = HeadObjective(
-                texts, head, self.method, member.targets, start, self._exit_share(settings),
-            )  # fmt: skip
+        if start is not None and isinstance(head, Head):  # before exits start as it is
+            start.begin_head(head, labels, self.report)
+        objective = kind(
+            texts, head, self.method, member.targets, start, self._exit_share(settings), member.seed
+        )
         live = HeadModel(texts, head, labels, scale=self.task.scale)
 
         def finish() -> Classifier:
@@ -382,16 +375,13 @@ class Tuner:
         settings = (member.settings or self.settings).model_dump(exclude={"save_every"})
         if settings["keep"] == "best":  # younger than the members of some runs
             del settings["keep"]
-        task = (member.task or self.task).to_json()
-        # Where a template lies changes nothing, so that a folder can be moved.
-        pattern = {
-            k: v for k, v in task["patterns"].get(member.pattern or "", {}).items() if k != "origin"
-        }
+        task = member.task or self.task
+        asked = task.patterns.get(member.pattern or "")
         told = {
             "targets": [(sorted(map(str, t.row.items())), t.shares, t.weight, t.temperature)
                         for t in member.targets],
             "dev": [(sorted(map(str, e.row.items())), e.label) for e in self.dev],
-            "pattern": [member.pattern, pattern, task["labels"]],
+            "pattern": [member.pattern, asked.decides() if asked else {}, task.labels],
             "seed": member.seed, "pooling": member.pooling,
             "settings": settings,
             "method": [self.method.name, self.method.model_dump(mode="json")],
@@ -407,8 +397,8 @@ class Tuner:
             told["start"] = start.digest
         if self.exits is not None:
             told["exits"] = self.exits.model_dump(mode="json")
-        if member.contrast:
-            told["contrast"] = True
+        if member.objective is not HeadObjective:
+            told["objective"] = member.objective.__qualname__
         if member.alpha:
             rows = [sorted(map(str, row.items())) for row in self.unlabeled]
             told["alpha"] = [member.alpha, rows]
