@@ -209,6 +209,16 @@ def test_a_soft_verbalizer_is_trained_for_each_task() -> None:
     assert abs(plain.predict_proba(asked) - models[0].predict_proba(asked)).max() > 1e-6
 
 
+def test_a_batch_in_parts_is_warned_of_where_its_rows_are_compared() -> None:
+    backbone = tiny.backbone("bert")
+    settings = Settings(steps=2, batch_size=4, accumulate=2, dropout=False, precision="float32")
+    with pytest.warns(UserWarning, match="'prototypical' compares the rows.*in 2 parts"):
+        train_together(
+            tasks()[:2], backbone=backbone, method="prefix", verbalizer="prototypical",
+            settings=settings,
+        )  # fmt: skip
+
+
 def test_an_interrupted_run_goes_on_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ from promptforge.tuning.mixed import (
     TogetherTrained,
     TogetherTraining,
 )
+from promptforge.tuning.objectives import warn_parts
 from promptforge.tuning.run import ARTIFACT_FILE, RESULTS, RunFolder
 from promptforge.tuning.settings import Settings
 from promptforge.tuning.tuner import Member, Tuner, score_of
@@ -208,6 +209,8 @@ def _trained(
         ]
         done = TogetherTrained(**about[0]["trained"])
         return {one.name: c for one, c in zip(data, loaded, strict=True)}, done
+    if first.verbalizer.contrasts:
+        warn_parts(first.report, f"verbalizer {first.verbalizer.name!r}", first.settings)
     live = [tuner.untrained(remember=False) for tuner in tuners]
     targets = [
         [replace(t, key=number) for t in tuner.targets()] for number, tuner in enumerate(tuners)
