@@ -24,7 +24,8 @@ from promptforge.plugins import build
 from promptforge.template import Template
 from promptforge.tuning.loop import Trained, Training
 from promptforge.tuning.rerank import rerank_words, template_rank
-from promptforge.tuning.tuner import Tuner, dev_score
+from promptforge.tuning.scores import dev_score
+from promptforge.tuning.tuner import Tuner
 
 Command = Callable[..., Any]
 Folder = Callable[[str], Path]

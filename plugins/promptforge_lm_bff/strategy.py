@@ -15,7 +15,8 @@ from promptforge.task import Pattern, Task
 from promptforge.template import Template
 from promptforge.template_search import search_template
 from promptforge.tuning.rerank import check_takes
-from promptforge.tuning.tuner import Member, Tuner, dev_score
+from promptforge.tuning.scores import dev_score
+from promptforge.tuning.tuner import Member, Tuner
 
 
 class LmBff(Strategy):

@@ -27,7 +27,7 @@ from promptforge.progress import Reporter
 from promptforge.tuning import processes
 from promptforge.tuning.loop import Trained, Training
 from promptforge.tuning.run import ARTIFACT, find_artifact
-from promptforge.tuning.tuner import dev_score
+from promptforge.tuning.scores import dev_score
 from promptforge_multitask.holdout import split
 from promptforge_multitask.mixture import CAP, Draw, TaskExamples, mixture
 from promptforge_multitask.objective import MixedObjective

@@ -10,7 +10,8 @@ from pydantic import Field
 from promptforge import Classifier, GroupStrategy, Strategy, UserError, Verbalizer
 from promptforge.plugins import build
 from promptforge.tuning.members import Ensemble
-from promptforge.tuning.tuner import Member, Tuner, dev_score
+from promptforge.tuning.scores import dev_score
+from promptforge.tuning.tuner import Member, Tuner
 
 
 class ZeroShot(Strategy):

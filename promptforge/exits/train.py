@@ -20,6 +20,7 @@ from promptforge.exits.model import ExitModel, layered
 from promptforge.tuning import processes
 from promptforge.tuning.loop import Objective, Target, Training
 from promptforge.tuning.objectives import tensors
+from promptforge.tuning.scores import score_of
 from promptforge.tuning.settings import Settings
 
 if TYPE_CHECKING:
@@ -133,8 +134,6 @@ def train_exits(tuner: Tuner, classifier: Classifier, training: TwoStage) -> Exi
     Raises:
         UserError: the classifier is a group of models, or needs several passes for a row.
     """
-    from promptforge.tuning.tuner import score_of
-
     targets = tuner.targets()
     if len(targets) > training.rows:
         drawn = sorted(random.Random(tuner.seed).sample(range(len(targets)), training.rows))

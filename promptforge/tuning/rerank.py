@@ -21,7 +21,8 @@ from promptforge.template import Template
 from promptforge.tuning import jobs as job_queue
 from promptforge.tuning import processes
 from promptforge.tuning.run import RunFolder
-from promptforge.tuning.tuner import Member, Tuner, dev_score
+from promptforge.tuning.scores import dev_score
+from promptforge.tuning.tuner import Member, Tuner
 from promptforge.verbalizer import LabelWords
 
 

@@ -100,6 +100,16 @@ class LinearHead(nn.Module):
 HEADS: dict[str, type[Head | LinearHead]] = {made.kind: made for made in (Head, LinearHead)}
 
 
+def dropout_of(backbone: Backbone) -> float:
+    """The dropout rate of a head: the model's own, else a tenth."""
+    config = backbone.model.config.get_text_config()
+    for name in ("classifier_dropout", "hidden_dropout_prob", "dropout_rate", "dropout"):
+        rate = getattr(config, name, None)
+        if isinstance(rate, float):
+            return rate
+    return 0.1
+
+
 class Texts:
     """Rows as whole texts without a mask: the columns in order, apart from one another.
 

@@ -34,8 +34,9 @@ from promptforge.tuning.mixed import (
 )
 from promptforge.tuning.objectives import warn_parts
 from promptforge.tuning.run import ARTIFACT_FILE, RESULTS, RunFolder
+from promptforge.tuning.scores import score_of
 from promptforge.tuning.settings import Settings
-from promptforge.tuning.tuner import Member, Tuner, score_of
+from promptforge.tuning.tuner import Member, Tuner
 from promptforge.verbalizer import Verbalizer
 
 

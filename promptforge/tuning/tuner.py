@@ -19,10 +19,9 @@ import torch
 from promptforge import artifact, remote
 from promptforge.backbone.base import Backbone
 from promptforge.backbone.load import load_model
-from promptforge.classifier import Classifier, Probabilities
+from promptforge.classifier import Classifier
 from promptforge.data import Example, Row
 from promptforge.errors import UserError
-from promptforge.evaluation import RegressionEvaluation
 from promptforge.exits.exits import Exits
 from promptforge.exits.model import ExitModel
 from promptforge.exits.train import ExitTraining
@@ -40,9 +39,10 @@ from promptforge.tuning.method import TuningMethod
 from promptforge.tuning.objectives import PromptObjective
 from promptforge.tuning.precision import Precision
 from promptforge.tuning.run import ARTIFACT_FILE
+from promptforge.tuning.scores import dev_score
 from promptforge.tuning.settings import Settings
 from promptforge.tuning.starting import Start
-from promptforge.tuning.texts import Head, HeadObjective, Texts
+from promptforge.tuning.texts import Head, HeadObjective, Texts, dropout_of
 from promptforge.tuning.tracking import Tracking
 from promptforge.verbalizer import Verbalizer
 
@@ -420,41 +420,6 @@ def _train_member(
 
 def _exiting(made: PromptModel | HeadModel, exits: Exits | None) -> Classifier:
     return made if exits is None else ExitModel(made, copy.deepcopy(exits))
-
-
-def dev_score(classifier: Classifier, dev: Sequence[Example]) -> float:
-    """Accuracy; among equals the higher mean log-probability of the true labels counts.
-
-    With 16 rows a label many looks tie in accuracy, and the likelihood tells them apart. Of
-    numbers it is Pearson's correlation.
-    """
-    # Unchecked: that it is not finite is said with the step.
-    found = classifier.combined(classifier.part_probabilities([e.row for e in dev]))
-    return score_of(classifier, found, dev)
-
-
-def score_of(classifier: Classifier, probabilities: Probabilities, dev: Sequence[Example]) -> float:
-    """`dev_score` of class probabilities, [rows, labels], of `dev`."""
-    if classifier.scale is not None:
-        truth = [e.value for e in dev if e.value is not None]
-        return RegressionEvaluation.of(truth, classifier.scale.numbers(probabilities)).headline
-    index = {label: i for i, label in enumerate(classifier.labels)}
-    truth = [index[e.label] for e in dev]
-    right = sum(int(p.argmax() == t) for p, t in zip(probabilities, truth, strict=True))
-    likelihood = sum(
-        math.log(max(float(p[t]), 1e-12)) for p, t in zip(probabilities, truth, strict=True)
-    )
-    return (right + likelihood / 1000 / len(dev)) / len(dev)
-
-
-def dropout_of(backbone: Backbone) -> float:
-    """The dropout rate of a head: the model's own, else a tenth."""
-    config = backbone.model.config.get_text_config()
-    for name in ("classifier_dropout", "hidden_dropout_prob", "dropout_rate", "dropout"):
-        rate = getattr(config, name, None)
-        if isinstance(rate, float):
-            return rate
-    return 0.1
 
 
 def _remove(folder: Path) -> None:
