@@ -78,7 +78,8 @@ class _Lines:
 
     def advance(self, n: int = 1) -> None:
         self.done += n
-        if time.monotonic() - self.last >= self.every:
+        # Of the end `close` speaks.
+        if self.done != self.total and time.monotonic() - self.last >= self.every:
             self.last = time.monotonic()
             self._say()
 

@@ -167,6 +167,12 @@ def test_what_does_not_fit_is_told() -> None:
         train(task, rows, backbone=backbone, strategy="contrastive", exits="joint")
 
 
+def test_a_batch_in_parts_is_warned_of() -> None:
+    settings = Settings(steps=2, batch_size=4, accumulate=2, precision="float32")
+    with pytest.warns(UserWarning, match="strategy 'contrastive' compares the rows.*in 2 parts"):
+        contrasted(tuner(tiny.backbone("bert"), settings=settings))
+
+
 # --- a model without a language-model head -------------------------------------------------
 
 

@@ -18,6 +18,9 @@ from typing import Any
 import pytest
 import tiny
 
+from promptforge import progress
+from promptforge.progress import TerminalReporter
+
 Command = Callable[..., Any]
 ESCAPE = "\x1b"
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])[;m]")
@@ -213,3 +216,16 @@ def test_bars_are_drawn_where_they_can_be(
     os.close(ours)
     assert "Reading" in told and "3/3" in told
     assert (ESCAPE in told) == bars and bool(COLOUR.search(told)) == colours
+
+
+def test_the_end_is_said_once_in_a_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the last step falls on a line's time."""
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    with TerminalReporter().meter("Reading", 4) as meter:
+        for _ in range(4):
+            meter.advance()
+    said = [line.split(" rows")[0] for line in capsys.readouterr().err.splitlines()]
+    assert said[-1] == "Reading: 4/4" and 1 < len(said) == len(set(said))
