@@ -113,6 +113,8 @@ class _LSTM(nn.Module):
         self.net = nn.Sequential(nn.Linear(2 * hidden, width), nn.ReLU(), last).to(start)
 
     def forward(self) -> Tensor:
-        read, _ = self.lstm(self.inputs[None])
+        # Never in autocast's type: processors without its instructions have no such LSTM.
+        with torch.autocast(self.inputs.device.type, enabled=False):
+            read, _ = self.lstm(self.inputs[None])
         made: Tensor = self.vectors + self.net(read[0])
         return made
