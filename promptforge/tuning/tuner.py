@@ -398,7 +398,7 @@ class Tuner:
         if self.exits is not None:
             told["exits"] = self.exits.model_dump(mode="json")
         if member.objective is not HeadObjective:
-            told["objective"] = member.objective.__qualname__
+            told["objective"] = f"{member.objective.__module__}.{member.objective.__qualname__}"
         if member.alpha:
             rows = [sorted(map(str, row.items())) for row in self.unlabeled]
             told["alpha"] = [member.alpha, rows]
