@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -138,17 +137,14 @@ class _Loaded:
 
 def _load(name: str, device: str, report: Reporter) -> tuple[Any, Any]:
     import torch
-    import transformers
     from transformers import AutoModel, AutoTokenizer
 
+    from promptforge.backbone.load import quiet_loading
+
     path = locate(name, report)
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     try:
         # A pooler that the files lack is drawn at random; no run may depend on it.
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
+        with quiet_loading(), torch.random.fork_rng(devices=[]):
             tokenizer = AutoTokenizer.from_pretrained(path)
             model, info = AutoModel.from_pretrained(
                 path, dtype=torch.float32, output_loading_info=True
@@ -161,8 +157,6 @@ def _load(name: str, device: str, report: Reporter) -> tuple[Any, Any]:
             f"The sentence encoder {name!r} cannot be loaded: {first} Give a packaged model "
             f"({DEFAULT_ENCODER!r}), a folder or a Hugging Face id."
         ) from error
-    finally:
-        transformers.logging.set_verbosity(level)
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing:
         raise UserError(

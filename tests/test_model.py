@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,15 @@ def test_from_a_folder_to_found_words(architecture: str, tmp_path: Path) -> None
     rows = [e.row for e in shots]
     assert set(found.predict(rows)) <= set(task.labels)
     assert found.predict_proba(rows).sum(1) == pytest.approx(1)
+
+
+def test_models_loaded_by_threads_at_once_are_whole(tmp_path: Path) -> None:
+    """transformers alone leaves the process without tied weights: `lm_head` of every later model is missing."""
+    folder = str(tiny.save("gpt2", tmp_path / "model"))
+    with ThreadPoolExecutor(8) as threads:
+        loaded = list(threads.map(load_model, [folder] * 32))
+    loaded.append(load_model(folder))
+    assert len({backbone.checksum for backbone in loaded}) == 1
 
 
 @each

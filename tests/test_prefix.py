@@ -347,7 +347,7 @@ def test_a_tuned_prefix_is_kept_alone(architecture: str, mlp: bool, tmp_path: Pa
     backbone = tiny.backbone(architecture)
     before = {n: p.detach().clone() for n, p in backbone.parameters.items()}
     made = tuner(backbone, PATTERN, settings={"learning_rate": 0.01})
-    made.method = build("method", "prefix", length=3, mlp=mlp, hidden=8)
+    made.method = build("method", "prefix", length=3, mlp=mlp, **({"hidden": 8} if mlp else {}))
     classifier = made.member(Member("m", made.targets(), "p", made.seed))
     rows = [e.row for e in made.train]
     expected = classifier.predict_proba(rows)

@@ -39,6 +39,7 @@ def test_soft_tokens_that_no_method_trains_are_warned_of() -> None:
     [
         ("{{ text }} {{ mask }}", {"tokens": 0}, ["no soft tokens", "tokens=0"]),
         ("{{ text }} {{ mask }}", {"init": "text"}, ["init=text", "option text"]),
+        ("{{ text }} {{ mask }}", {"text": "good or bad"}, ["init is vocabulary", "init=text"]),
         ("{{ text }} {{ mask }}", {"tokens": 70}, ["70 soft tokens", "takes 64"]),
         ("{{ soft(n=70) }} {{ text }} {{ mask }}", {}, ["70 soft tokens", "takes 64"]),
         ('{{ soft(n=3, id="a") }} {{ text }} {{ soft(n=2, id="a") }} {{ mask }}', {},
@@ -55,6 +56,23 @@ def test_soft_prompts_that_cannot_be(
         made.member(Member("m", made.targets(), "p", made.seed))
 
     refused(train, *parts)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"init": "random", "text": "good or bad"}, ["'prefix'", "init is random", "init=text"]),
+        ({"init": "labels", "text": "good or bad"}, ["'prefix'", "init is labels"]),
+        ({"init": "text"}, ["init=text needs"]),
+        ({"hidden": 8}, ["hidden", "mlp=true"]),
+    ],
+)
+def test_options_of_a_prefix_that_would_do_nothing(
+    options: dict[str, Any], parts: Sequence[str]
+) -> None:
+    made = tuner(tiny.backbone("bert"))
+    made.method = build("method", "prefix", **options)
+    refused(lambda: made.member(Member("m", made.targets(), "p", made.seed)), *parts)
 
 
 def test_label_words_to_start_from_are_asked_for() -> None:

@@ -15,10 +15,11 @@ from promptforge.backbone.addition import Computed
 from promptforge.backbone.sites import keys_and_values, need_sites
 from promptforge.encode import Encoded
 from promptforge.errors import UserError
-from promptforge.tuning.starts import full, start_ids
+from promptforge.tuning.starts import full, need_text, start_ids
 from promptforge.verbalizer import Words
 
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
+HIDDEN = 512
 
 
 class Prefix(TuningMethod):
@@ -44,7 +45,7 @@ class Prefix(TuningMethod):
         False,
         description="Compute them by a network while they are trained; it is folded away when saved.",
     )
-    hidden: int = Field(512, ge=1, description="With mlp: units of the network's middle layer.")
+    hidden: int = Field(HIDDEN, ge=1, description="With mlp: units of the network's middle layer.")
     seed: int = Field(0, description="Seed of random words and noise.")
 
     def add(self, backbone: Backbone, prompts: Sequence[Encoded], words: Words) -> Addition:
@@ -52,9 +53,11 @@ class Prefix(TuningMethod):
 
         Raises:
             UserError: the model hides its attention or has a pattern in its place, a prefix longer than
-                its positions, or nothing to start from.
+                its positions, nothing to start from, or an option that another switches off.
         """
         who = f"method {self.name!r}"
+        if self.hidden != HIDDEN and not self.mlp:
+            raise UserError(f"{who}: hidden is of the network: add -o method.mlp=true.")
         sites = need_sites(backbone, ("attention", "cross-attention"), who)
         if backbone.placed is not None:
             backbone.placed.refuse_keys("A prefix")
@@ -63,6 +66,7 @@ class Prefix(TuningMethod):
                 f"{who}: length={self.length}, and {backbone.name} takes {backbone.frame.max_length} tokens."
             )
         if self.init == "random":
+            need_text(self.init, self.text, who)
             draw = torch.Generator().manual_seed(self.seed)
             start = {site.name: _noise(site, self.length, draw, backbone) for site in sites}
         else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ FAMILIES: dict[str, type[Backbone]] = {
     "seq2seq": Seq2SeqBackbone,
 }
 _ENDINGS = {"ForMaskedLM": "masked", "ForCausalLM": "causal", "LMHeadModel": "causal"}
+_one_at_a_time = threading.RLock()
 
 
 def load_model(
@@ -210,7 +213,6 @@ def _weights(
     kind: str, path: str, config: Any, name: str, dtype: Any, common: dict[str, Any]
 ) -> tuple[Any, list[str]]:
     """The model, and the names of the weights of a head that its files do not have."""
-    import transformers
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
     auto = {
@@ -218,17 +220,10 @@ def _weights(
         "causal": AutoModelForCausalLM,
         "seq2seq": AutoModelForSeq2SeqLM,
     }[kind]
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model, info = auto.from_pretrained(
-                path, config=config, dtype=dtype, output_loading_info=True, **common
-            )
-    finally:
-        transformers.logging.set_verbosity(level)
+    with quiet_loading():
+        model, info = auto.from_pretrained(
+            path, config=config, dtype=dtype, output_loading_info=True, **common
+        )
     missing = sorted(info["missing_keys"])
     body = f"{model.base_model_prefix}."
     if missing and (kind != "masked" or any(key.startswith(body) for key in missing)):
@@ -237,6 +232,27 @@ def _weights(
         for key in missing:  # never read, and the same in every process
             model.get_parameter(key).zero_()
     return model, missing
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Weights are read in here: one model at a time, and nothing is printed.
+
+    While transformers reads a model it replaces methods of its classes and puts back what it found.
+    Two threads at once put back each other's replacement, and no later model of the process has
+    its tied weights.
+    """
+    import transformers
+
+    with _one_at_a_time, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers.logging.set_verbosity(level)
 
 
 def without_head(name: str, missing: list[str]) -> str:

@@ -38,8 +38,10 @@ def start_ids(
     these are fewer than all words.
 
     Raises:
-        UserError: there is no text, or there are no label words, to start from.
+        UserError: there is no text, or there are no label words, to start from; a text, and `init`
+            is another.
     """
+    need_text(init, text, who)
     if init == "vocabulary":
         return _random_ids(backbone, n, seed)
     if init == "labels":
@@ -52,10 +54,23 @@ def start_ids(
             parts = [in_turns(firsts)]
         found = [token for part in parts for token in part][:n]
         return found + _random_ids(backbone, n - len(found), seed)
-    if not text.strip():
-        raise UserError(f"{who}: init=text needs the option text.")
     (found,) = backbone.text.ids([text])
     return [found[i % len(found)] for i in range(n)]
+
+
+def need_text(init: str, text: str, who: str) -> None:
+    """A text with init=text, and with nothing else.
+
+    Raises:
+        UserError: there is none, or it would not be used.
+    """
+    if init == "text" and not text.strip():
+        raise UserError(f"{who}: init=text needs the option text.")
+    if init != "text" and text:
+        raise UserError(
+            f"{who}: the option text is what init=text starts from, and init is {init}: add "
+            "-o method.init=text, or leave text out."
+        )
 
 
 def _random_ids(backbone: Backbone, n: int, seed: int) -> list[int]:
