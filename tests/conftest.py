@@ -28,6 +28,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+#: Few tests, and minutes: begun last, one would keep a worker busy while the others have nothing to do.
+LONGEST = ("test_docs_commands.py", "test_docs_methods.py", "test_cluster.py", "test_quality.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def models_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The cache that all tests share: each package is downloaded at most once.

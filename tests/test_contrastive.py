@@ -320,12 +320,12 @@ def test_a_pattern_of_a_joiners_name() -> None:
 
 
 def test_on_real_reviews() -> None:
-    """32 labelled reviews, 80 steps, seed 13: above 66 % of 500 test rows (a coin has 50 %)."""
+    """32 labelled reviews, 30 steps, seed 13: above 64 % of 500 test rows (a coin has 50 %)."""
     task = Task.load("examples/movie-reviews")
     run = train(
         task, task.examples("train"), backbone=load_model("minilm-mlm"), strategy="contrastive",
-        settings=Settings.of(steps=80, learning_rate=1e-4), seed=13,
+        settings=Settings.of(steps=30, learning_rate=1e-4), seed=13,
     )  # fmt: skip
     found = run.classifier.predict([e.row for e in task.examples("test")])
     truth = [e.label for e in task.examples("test")]
-    assert np.mean([f == t for f, t in zip(found, truth, strict=True)]) > 0.66
+    assert np.mean([f == t for f, t in zip(found, truth, strict=True)]) > 0.64

@@ -13,9 +13,16 @@ import torch
 
 from promptforge import PromptModel, Task, load_model, sample_shots, search_verbalizer
 from promptforge.classifier import ENSEMBLE
+from promptforge.data import Example
 
 SEEDS = (13, 21, 42, 87, 100)
 PATTERN = "tone"
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Example]:
+    """250 of the 500 test rows, drawn with seed 0."""
+    return random.Random(0).sample(Task.load(tiny.EXAMPLES).examples("test"), 250)
 
 
 @pytest.fixture(scope="module")
@@ -27,19 +34,18 @@ def model(packaged_models: Path) -> Iterator[PromptModel]:
     torch.set_num_threads(threads)
 
 
-def test_words_found_are_as_good_as_the_tasks_own(model: PromptModel) -> None:
-    """Bar: mean over five seeds at least 70 % on 500 test rows (chance 50 %), and no more than
-    5 points below the words of the task file. 16 rows a label are drawn from train and dev."""
+def test_words_found_are_as_good_as_the_tasks_own(model: PromptModel, rows: list[Example]) -> None:
+    """Bar: mean over five seeds at least 75 % (chance 50 %), and no more than 5 points below the
+    words of the task file. 16 rows a label are drawn from train and dev."""
     task = model.task
-    test = task.examples("test")
     pool = task.examples("train") + task.examples("dev")
-    own = model.evaluate(test)[PATTERN].accuracy
+    own = model.evaluate(rows)[PATTERN].accuracy
     found = []
     for seed in SEEDS:
         train, _ = sample_shots(pool, 16, seed, list(task.labels), dev=False)
         words = search_verbalizer(model, train, search="petal")
-        found.append(model.with_words(words).evaluate(test)[PATTERN].accuracy)
-    assert statistics.mean(found) >= 0.70, found
+        found.append(model.with_words(words).evaluate(rows)[PATTERN].accuracy)
+    assert statistics.mean(found) >= 0.75, found
     assert statistics.mean(found) >= own - 0.05, (found, own)
 
 
@@ -59,7 +65,6 @@ def test_the_small_masked_model_without_training(packaged_models: Path) -> None:
     assert calibrated.evaluate(rows)[ENSEMBLE].accuracy >= 0.66
 
 
-def test_the_tasks_own_words_without_training(model: PromptModel) -> None:
-    """Bar: 75 % on the 500 test rows (chance 50 %); nothing is drawn, so there is no seed."""
-    task = model.task
-    assert model.evaluate(task.examples("test"))[PATTERN].accuracy >= 0.75
+def test_the_tasks_own_words_without_training(model: PromptModel, rows: list[Example]) -> None:
+    """Bar: 75 % (chance 50 %)."""
+    assert model.evaluate(rows)[PATTERN].accuracy >= 0.75
