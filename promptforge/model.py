@@ -362,14 +362,17 @@ class PromptModel(Classifier):
 
     def part_probabilities(self, rows: Rows, what: str = "Reading") -> dict[str, Probabilities]:
         """Class probabilities of each pattern, [rows, labels]: the mean over the samples."""
-        out: dict[str, Probabilities] = {}
-        for name in self.task.patterns:
-            found = [
-                torch.softmax(self.class_scores(name, self.read(name, rows, what, d)).double(), -1)
-                for d in self.draws
-            ]
-            out[name] = torch.stack(found).mean(0).cpu().numpy()
-        return out
+        with self.backbone.busy:
+            return {name: self._probabilities(name, rows, what) for name in self.task.patterns}
+
+    def _probabilities(self, pattern: str, rows: Rows, what: str) -> Probabilities:
+        found = [
+            torch.softmax(
+                self.class_scores(pattern, self.read(pattern, rows, what, d)).double(), -1
+            )
+            for d in self.draws
+        ]
+        return torch.stack(found).mean(0).cpu().numpy()
 
     def fill(self, row: Mapping[str, Any], top: int = 10) -> dict[str, list[list[Filled]]]:
         """The most likely tokens: pattern -> per place in its masks -> words, best first."""

@@ -20,6 +20,7 @@ from promptforge import Comparison, Scale, Settings, Task, UserError, compare, t
 from promptforge.cli.compare import show
 from promptforge.data import Example
 from promptforge.evaluation import paired
+from promptforge.plugins import build
 from promptforge.tuning.compare import Cell, Contender
 from promptforge.tuning.run import RESULTS, RunFolder
 
@@ -160,9 +161,31 @@ def test_cells_are_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert again.to_json() == first.to_json()
     with pytest.raises(UserError, match="test rows"):
         compare(task, task.examples("train"), ["prompt"], backbone=backbone, test=[])
-    for wrong in ({"seeds": (1, 1)}, {"seeds": (1, -1)}, {"label_cost": {"finetune": [0]}}):
-        with pytest.raises(UserError, match=r"seeds=|seed is -1|label_cost"):
+    for wrong in (
+        {"seeds": (1, 1)},
+        {"seeds": (1, -1)},
+        {"label_cost": {"finetune": [0]}},
+        {"shots": 0},
+    ):
+        with pytest.raises(UserError, match=r"seeds=|seed is -1|label_cost|shots is less than 1"):
             compare(task, task.examples("train"), ["prompt"], **{**options, **wrong})
+
+
+def test_a_contender_is_the_same_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task.load(tiny.EXAMPLES).choose(["it-was"])
+    methods: list[Any] = []
+
+    def noted(*given: Any, **options: Any) -> Any:
+        methods.append(options["method"].name)
+        return train(*given, **options)
+
+    monkeypatch.setattr("promptforge.tuning.compare.train", noted)
+    made = Contender.of("mine", {"method": build("method", "bitfit")})
+    compare(
+        task, task.examples("train"), [made], backbone=tiny.backbone("bert"), seeds=(1,), shots=2,
+        test=task.examples("test")[:4], settings=Settings(steps=1), label_cost={"mine": [4]},
+    )  # fmt: skip
+    assert methods == ["bitfit"] * 2
 
 
 def test_contenders_that_differ_in_a_sign_have_cells_of_their_own(

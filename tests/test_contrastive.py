@@ -239,6 +239,24 @@ def test_pets_final_model_may_be_another(encoder: Path, tmp_path: Path) -> None:
     assert np.array_equal(again.predict_proba(unseen), final.predict_proba(unseen))
 
 
+@pytest.mark.parametrize("options", [{}, {"strategy": "prompt", "verbalizer": "prototypical"}])
+def test_rows_of_weight_0_teach_nothing(options: dict[str, str]) -> None:
+    """Not as partners of the others either: with their labels turned round, all stays the same."""
+    made = pet_tuner(labelled=8)
+    said = []
+    for turned in (False, True):
+        rows = list(made.train)
+        if turned:
+            other = {"neg": "pos", "pos": "neg"}
+            rows[-2:] = [Example(e.row, other[e.label], e.number) for e in rows[-2:]]
+        run = train(
+            made.task, rows, backbone=made.backbone, row_weights=[1.0] * 6 + [0.0] * 2,
+            settings=made.settings, compare_untrained=False, **{"strategy": "contrastive", **options},
+        )  # fmt: skip
+        said.append(run.classifier.predict_proba(pet_rows(90, 96)))
+    assert np.array_equal(*said)
+
+
 # --- joining other strategies --------------------------------------------------------------
 
 

@@ -271,6 +271,30 @@ def test_all_tasks_share_what_a_method_adds(
     assert backbone.checksum == before
 
 
+def test_dev_rows_share_no_text_with_the_shots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where other columns of the same text differ."""
+    film, length = two_tasks()
+    twice = [
+        Example({**e.row, "id": str(i)}, e.label, i)
+        for i, e in enumerate(e for e in rows(FILM, 16) for _ in range(2))
+    ]
+    used: list[Any] = []
+
+    def noted(self: Any, draws: Any, dev: Any, *_: Any, **__: Any) -> None:
+        used.append(({d.example.row["text"] for d in draws if d.task == "film"}, dev["film"]))
+        raise StopIteration
+
+    monkeypatch.setattr(MultiTaskPromptModel, "_train", noted)
+    with pytest.raises(StopIteration):
+        MultiTaskPromptModel(tiny.backbone("bert")).fit(
+            [replace(film, train=twice), replace(length, train=rows(LENGTH, 12, 40, "t"))],
+            settings=Settings(steps=9),
+            shots=2,
+        )
+    ((trained, dev),) = used
+    assert trained and dev and not trained & {e.row["text"] for e in dev}
+
+
 def test_an_interrupted_training_ends_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,21 @@ def test_mistakes_are_told_before_any_training() -> None:
         IPet().train(tuner(task=task(["a"]), labelled=0))
     with pytest.raises(UserError, match="no search called 'petall'"):
         IPet(widen=1, search="petall", **QUICK).train(tuner())
+    with pytest.raises(UserError, match="words_per_label"):
+        IPet(widen=1, search="lm-bff", **QUICK).check_tuner(tuner())
+    with pytest.raises(UserError, match="final_model=other is trained from itself"):
+        Pet(final_model="other", **QUICK).check_tuner(tuner(init_from="run"))
+
+
+def test_no_two_runs_of_an_ensemble_have_a_model_in_common(tmp_path: Path) -> None:
+    options = {**QUICK, "repetitions": 2}
+    strategy = plugins.build("strategy", "ensemble", of="pet", repetitions=2, of_options=options)
+    strategy.train(tuner(folder=tmp_path))
+    files = list(tmp_path.glob("members/*/members/*/artifact.json"))
+    digests = {json.loads(path.read_text(encoding="utf-8"))["sha256"] for path in files}
+    assert len(digests) == len(files) == 2 * (2 * 2 + 1)
+    with pytest.raises(UserError, match="of_options"):
+        plugins.build("strategy", "ensemble", of_options=options).train(tuner())
 
 
 @pytest.mark.parametrize("labelled", [4, 0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -115,6 +116,14 @@ def test_a_causal_prefix_is_a_cache_that_holds_it(name: str) -> None:
             ).logits[0, -1]  # fmt: skip
             found = backbone.logits(states(backbone, addition, [prompt])[:, 0])[0]
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_a_model_that_projects_its_last_states_predicts() -> None:
+    plan = tuner(made("opt-projected"), PATTERN)
+    rows = [e.row for e in plan.train]
+    model = plan.untrained(remember=False)
+    alone = [model.predict_proba([row])[0] for row in rows]
+    np.testing.assert_allclose(model.predict_proba(rows), alone, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["houlsby", "scaled-parallel", "mam", "prompt-tuning"])

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from promptforge import Example, PromptModel, Settings, Task, TuningMethod, UserError, Verbalizer
-from promptforge import sample_shots as drawn_shots
 from promptforge.artifact import Savable, open_parts
 from promptforge.artifact import save as save_artifact
 from promptforge.backbone import Backbone
@@ -123,10 +122,10 @@ class MultiTaskPromptModel(Savable):
         rows: dict[str, Sequence[Example]] = {}
         dev: dict[str, list[Example]] = {}
         for one in seen:
-            labels, own = list(one.task.labels), list(one.dev)
+            own = list(one.dev)
             rows[one.name] = one.train
             if shots:
-                rows[one.name], held = drawn_shots(one.train, shots, seed, labels, dev=not own)
+                rows[one.name], held = one.task.sample_shots(one.train, shots, seed, dev=not own)
                 own = own or held
             dev[one.name] = random.Random(seed).sample(own, min(dev_rows, len(own)))
         patterns = {one.name: list(one.task.patterns) for one in seen}

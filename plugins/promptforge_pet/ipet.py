@@ -14,6 +14,7 @@ from promptforge.plugins import build
 from promptforge.tuning.loop import Target
 from promptforge.tuning.rerank import check_takes
 from promptforge.tuning.tuner import Member, Tuner
+from promptforge.verbalizer import Words
 from promptforge_pet.pet import Key, Pet, Voice
 from promptforge_pet.votes import drawn, most_likely
 
@@ -65,7 +66,8 @@ class IPet(Pet):
                 f"{' or repetitions=2' if tuner.train else ''}."
             )
         if self.widen:
-            build("search", self.search, **self.search_options)
+            for pattern in tuner.task.patterns:
+                build("search", self.search, **self._search(tuner.task.words_for(pattern)))
             check_takes(tuner, f"strategy.widen={self.widen}", self.widen, more=True)
 
     def train(self, tuner: Tuner) -> Classifier:
@@ -157,6 +159,11 @@ class IPet(Pet):
             for i in of_label
         ]
 
+    def _search(self, words: Words) -> dict[str, Any]:
+        """Options of the search: enough words that `widen` new ones a label are among them."""
+        known = {word.lower() for some in words.values() for word in some}
+        return {"words_per_label": len(known) + 2 * self.widen * len(words), **self.search_options}
+
     def widened(
         self, tuner: Tuner, task: Task, pattern: str, targets: Sequence[Target]
     ) -> dict[str, list[str]]:
@@ -171,7 +178,7 @@ class IPet(Pet):
             [Example(t.row, tuner.labels[t.shares.index(max(t.shares))], t.key) for t in targets],
             search=self.search,
             report=tuner.report,
-            **{"words_per_label": len(taken) + 2 * self.widen * len(words), **self.search_options},
+            **self._search(words),
         ).words_for(pattern)
         for label in tuner.labels:
             wanted = len(words[label]) + self.widen

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from promptforge import Classifier, GroupStrategy, PromptModel, Task
+from promptforge import Classifier, GroupStrategy, PromptModel, Task, UserError
 from promptforge.tuning.loop import Target
 from promptforge.tuning.settings import Settings
 from promptforge.tuning.tuner import Member, Tuner
@@ -112,6 +112,11 @@ class Pet(GroupStrategy):
         super().check_tuner(tuner)
         self.check_others(tuner)
         self.final_settings(tuner)
+        if tuner.init_from and self.final_model not in ("", tuner.backbone.name):
+            raise UserError(
+                f"strategy {self.name!r}: final_model={self.final_model} is trained from itself, and what "
+                "--init-from names is of the run's model. Leave one of the two out."
+            )
 
     def checked(self, tuner: Tuner) -> Tuner:
         """The tuner with at most `max_unlabeled` rows; every mistake comes before any training."""

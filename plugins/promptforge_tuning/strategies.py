@@ -131,6 +131,10 @@ class EnsembleStrategy(GroupStrategy):
         another strategy do not fit the options or the task."""
         self.check_others(tuner)
         if not self.of:
+            if self.of_options:
+                raise UserError(
+                    "strategy 'ensemble': of_options are of the strategy that `of` names."
+                )
             super().check_tuner(tuner)
             for i, name in enumerate(self.verbalizers):
                 self._verbalizer(name, tuner)
@@ -188,7 +192,10 @@ class EnsembleStrategy(GroupStrategy):
     def _runs(self, tuner: Tuner) -> dict[str, Classifier]:
         inner = self._inner()
         names = [f"{self.of}-{r + 1}" for r in range(self.repetitions)]
-        return {name: tuner.run(inner, name, tuner.seed + 1000 * r) for r, name in enumerate(names)}
+        # Far apart: within a run, repetitions are 1000 apart, and no two runs may share a model.
+        return {
+            name: tuner.run(inner, name, tuner.seed + 1_000_000 * r) for r, name in enumerate(names)
+        }
 
     def _inner(self) -> Strategy:
         if self.of == self.name:

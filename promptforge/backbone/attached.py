@@ -47,6 +47,14 @@ class Attached:
         self._undo: list[Callable[[], Any]] = []
         self._seen: list[dict[str, Any]] | None = None
         self._inputs: dict[str, Tensor] = {}
+        try:
+            self._put_in()
+        except BaseException:
+            self.close()
+            raise
+
+    def _put_in(self) -> None:
+        backbone = self.backbone
         installs = [a for a in self.additions if type(a).install is not Addition.install]
         if installs and len(self.additions) > 1:
             raise UserError(
@@ -193,16 +201,26 @@ class Attached:
     def _watch_matrices(self, made: list[Any]) -> None:
         model = self.backbone.model
         at: dict[str, set[str]] = {}
-        sources = set()
+        users: dict[str, set[str]] = {}
         for deltas in made:
             for name, delta in deltas.items():
                 at.setdefault(name, set()).add(delta.at)
                 if delta.source:
-                    sources.add(delta.source)
+                    users.setdefault(delta.source, set()).add(name)
 
         def remember(name: str) -> Callable[..., None]:
             def hook(_: Any, args: Any) -> None:
                 self._inputs[name] = args[0]
+
+            return hook
+
+        def forget(name: str) -> Callable[..., None]:
+            # An input that stays holds the pass's graph, and what checkpointing computes again.
+            over = [source for source, names in users.items() if names == {name}]
+
+            def hook(*_: Any) -> None:
+                for source in over:
+                    self._inputs.pop(source, None)
 
             return hook
 
@@ -216,7 +234,7 @@ class Attached:
             )
 
         # Inputs are noted as they come, before anything changes them.
-        for name in sources:
+        for name in users:
             handle = model.get_submodule(name).register_forward_pre_hook(remember(name))
             self._undo.append(handle.remove)
         for name, places in at.items():
@@ -225,6 +243,7 @@ class Attached:
                 self._undo.append(module.register_forward_pre_hook(change_input(name)).remove)
             if "output" in places:
                 self._undo.append(module.register_forward_hook(change_output(name)).remove)
+            self._undo.append(module.register_forward_hook(forget(name)).remove)
 
     def _changed(self, name: str, h: Tensor, training: bool, at: str) -> Tensor:
         made = [one["deltas"].get(name) for one in self._now()]

@@ -8,6 +8,7 @@ through the model's own `forward`, so scales, biases and soft caps of every arch
 from __future__ import annotations
 
 import hashlib
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -33,6 +34,9 @@ from promptforge.plugins import manager
 from promptforge.progress import Reporter
 from promptforge.template import Prompt
 from promptforge.text_encoder import TextEncoder
+
+#: In place of the weights that are applied while they are switched.
+_HALF = Weights()
 
 
 def different(encoded: Sequence[Encoded]) -> tuple[list[Encoded], list[int]]:
@@ -86,6 +90,8 @@ class Backbone(ABC):
         #: the batch that the model reads; additions ask it for soft tokens and tasks
         self.current: Batch | None = None
         self._applied: Weights | None = None
+        #: held by whoever reads or tunes the model: it has room for one set of weights and one batch
+        self.busy = threading.RLock()
         self._undo = Weights()
         self._attached: Attached | None = None
         #: the pattern that takes the place of full attention, where one does
@@ -249,20 +255,23 @@ class Backbone(ABC):
         """
         if weights is self._applied:
             return
+        self._applied = _HALF  # broken off from here on, the next call takes out what is in
         if self._attached is not None:
             self._attached.close()
             self._attached = None
         self._undo.write_to(self.parameters)
-        self._undo, self._applied = Weights(), None
+        self._undo = Weights()
         if weights is None:
+            self._applied = None
             return
-        self._undo = weights.write_to(self.parameters)
+        self._undo = weights.undo(self.parameters)
         try:
+            weights.write_to(self.parameters)
             if added := weights.each or ([weights.added] if weights.added else []):
                 self._attached = self.attach([one.to_device(self.device) for one in added])
         except BaseException:
             self._undo.write_to(self.parameters)
-            self._undo = Weights()
+            self._undo, self._applied = Weights(), None
             raise
         self._applied = weights
 
@@ -380,9 +389,10 @@ class Backbone(ABC):
 
     @cached_property
     def width(self) -> int:
-        """The size of a hidden state."""
+        """The size of a last hidden state; some OPT models project it."""
         text_config = self.model.config.get_text_config(decoder=True)
-        return int(getattr(text_config, "hidden_size", None) or text_config.d_model)
+        names = ("word_embed_proj_dim", "hidden_size", "d_model")
+        return int(next(n for n in (getattr(text_config, name, None) for name in names) if n))
 
     @cached_property
     def head(self) -> LanguageHead:

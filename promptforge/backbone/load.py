@@ -247,12 +247,15 @@ def quiet_loading() -> Iterator[None]:
     with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level = transformers.logging.get_verbosity()
+        bars = transformers.logging.is_progress_bar_enabled()
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         try:
             yield
         finally:
             transformers.logging.set_verbosity(level)
+            if bars:
+                transformers.logging.enable_progress_bar()
 
 
 def without_head(name: str, missing: list[str]) -> str:

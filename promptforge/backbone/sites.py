@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 _PROBE = "promptforge_probe"
 #: What some models tell their attention besides queries, keys, values, a mask and a scale.
 _SPECIAL = ("position_bias", "softcap", "s_aux")
+# The probe is registered for the whole process, whatever model it watches.
+_one_at_a_time = threading.RLock()
 _LAYER = re.compile(r"^(?P<stack>.*?)\.(?P<number>\d+)(\.|$)")
 
 
@@ -192,15 +195,17 @@ def _calls(backbone: Backbone, encoded: Encoded) -> list[_Call]:
     def note(module: nn.Module, _: Any) -> None:
         calls.append(_Call(names[id(module)], "matrix", widths(module)))
 
-    AttentionInterface.register(_PROBE, attend)
-    AttentionMaskInterface.register(_PROBE, eager_mask if plain else sdpa_mask)
-    handles = [m.register_forward_pre_hook(note) for m in backbone.model.modules() if is_matrix(m)]
-    try:
-        with attending(backbone.model, _PROBE), torch.no_grad():
-            backbone.hidden(backbone.collate([encoded], [0]))
-    finally:
-        for handle in handles:
-            handle.remove()
+    matrices = [m for m in backbone.model.modules() if is_matrix(m)]
+    with _one_at_a_time:
+        AttentionInterface.register(_PROBE, attend)
+        AttentionMaskInterface.register(_PROBE, eager_mask if plain else sdpa_mask)
+        handles = [m.register_forward_pre_hook(note) for m in matrices]
+        try:
+            with attending(backbone.model, _PROBE), torch.no_grad():
+                backbone.hidden(backbone.collate([encoded], [0]))
+        finally:
+            for handle in handles:
+                handle.remove()
     return calls
 
 

@@ -56,17 +56,21 @@ class Weights:
         Raises:
             KeyError: the model has no parameter of a name; nothing is written then.
         """
-        undo = Weights()
-        parameters = {name: parameters[name] for name in (*self.tensors, *self.rows)}
+        undo = self.undo(parameters)
         with torch.no_grad():
             for name, value in self.tensors.items():
-                undo.tensors[name] = parameters[name].detach().clone()
                 parameters[name].copy_(value)
             for name, (rows, values) in self.rows.items():
                 table = parameters[name]
-                rows = rows.to(table.device)
-                undo.rows[name] = (rows, table.detach()[rows].clone())
-                table[rows] = values.to(table)
+                table[rows.to(table.device)] = values.to(table)
+        return undo
+
+    def undo(self, parameters: dict[str, nn.Parameter]) -> Weights:
+        """What takes these values out again, before they are written; errors as `write_to`."""
+        undo = Weights({name: parameters[name].detach().clone() for name in self.tensors})
+        for name, (rows, _) in self.rows.items():
+            rows = rows.to(parameters[name].device)
+            undo.rows[name] = (rows, parameters[name].detach()[rows].clone())
         return undo
 
 

@@ -240,10 +240,15 @@ def compare(
     if any(size < 1 for sizes in (label_cost or {}).values() for size in sizes):
         raise UserError("label_cost has less than 1: name numbers of rows a label, from 1.")
     out = Comparison(task.name, len(test), _majority(task, test), figures=FIGURES[kind_of(task)])
+    if shots is not None and shots < 1:
+        raise UserError(
+            "shots is less than 1: name a number of rows a label, or None for all rows."
+        )
     plan = {(c.text, shots or 0): c for c in made}
+    given = {c.text: c for c in made}
     for text, sizes in (label_cost or {}).items():
         for size in sizes:
-            plan.setdefault((text, size), Contender.parse(text))
+            plan.setdefault((text, size), given.get(text) or Contender.parse(text))
     cells = [(text, size, seed) for text, size in plan for seed in seeds]
     names = _file_names([f"{text}-{size}-{seed}" for text, size, seed in cells])
     todo = [

@@ -137,7 +137,7 @@ def _do(sent: bytes, name: str, item: bytes) -> tuple[str, Any, bytes]:
     told: _Sent = pickle.loads(sent)
     with _alone:
         try:
-            backbone = _backbone(told.model)
+            backbone = _backbone(told.model, told.checksum)
             _check_same(backbone, told)
             if told.folder is None or _sees(told):
                 result = told.work(backbone, told.folder, name, pickle.loads(item))
@@ -162,7 +162,8 @@ def _source(backbone: Backbone) -> str:
 
 
 @lru_cache(maxsize=1)
-def _backbone(source: str) -> Backbone:
+def _backbone(source: str, checksum: str) -> Backbone:
+    """The model; `checksum` has it loaded again where its files have changed."""
     from promptforge.backbone import load_model
 
     options = json.loads(source)

@@ -84,17 +84,21 @@ class TunedObjective(Objective):
             addition.made_by = {"name": method.name, "options": method.model_dump(mode="json")}
             try:
                 self._attached = backbone.attach([addition])
-            except UserError:
+            except BaseException:
                 self.tunable.close()
                 raise
         if start is not None:
             try:
                 start.begin(self.tunable, addition, method)
-            except UserError:
+            except BaseException:
                 self.close()
                 raise
         # Registered under plain names, so that gradients are shared between processes.
-        self.shared = nn.ParameterList(self.trained().values())
+        try:
+            self.shared = nn.ParameterList(self.trained().values())
+        except BaseException:
+            self.close()
+            raise
 
     def own(self) -> dict[str, nn.Parameter]:
         """Trained parameters that are not the model's."""

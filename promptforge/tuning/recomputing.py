@@ -82,7 +82,11 @@ def _switch(backbone: Backbone, on: bool) -> None:
             "pass. Leave checkpointing out; a smaller --batch-size, or --accumulate 2 or more, needs less "
             "memory too."
         )
+    asked = bool(getattr(model, "_require_grads_hooks", None))
     function()
+    # It has the embeddings' output ask for gradients, and takes that back for peft's models alone.
+    if on and not asked and hasattr(model, "disable_input_require_grads"):
+        model.disable_input_require_grads()
 
 
 def _as_it_was(function: Callable[..., Any], own: dict[nn.Module, bool]) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -37,6 +38,9 @@ from promptforge.tuning.strategy import Strategy
 from promptforge.tuning.tracking import Tracking, check, figures
 from promptforge.tuning.tuner import Tuner
 from promptforge.verbalizer import Verbalizer
+
+#: A training seeds the random numbers of the process: one at a time.
+_alone = threading.RLock()
 
 
 @dataclass
@@ -194,7 +198,7 @@ def train(
     folder = RunFolder(Path(run)) if run and processes.is_first() else None
     resolved = config or plan.config
     opened = folder.opened(resolved, resume=resume, rows=told) if folder else nullcontext()
-    with started(backend, jobs) as tuner.jobs, opened, ExitStack() as stack:
+    with _alone, backbone.busy, started(backend, jobs) as tuner.jobs, opened, ExitStack() as stack:
         processes.wait(backbone.device)
         log = stack.enter_context(tracking.part("run", resolved))
         began = time.perf_counter()

@@ -1,0 +1,170 @@
+"""Threads that share a model, and work that breaks off, leave it as it was and right."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from promptforge import Settings, Task, load_model, train
+from promptforge.backbone.attached import Attached
+from promptforge.backbone.weights import Weights
+
+ROWS = [e.row for e in Task.load(tiny.EXAMPLES).examples("test")[:12]]
+
+
+@pytest.fixture
+def hurried() -> Iterator[None]:
+    """Threads change places often."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(before)
+
+
+def tuned(backbone: Any, method: str, seed: int = 1, **settings: Any) -> Any:
+    task = Task.load(tiny.EXAMPLES).choose(["it-was"])
+    given = {"steps": 4, "learning_rate": 0.01, "precision": "float32", **settings}
+    return train(
+        task, task.examples("train")[::4], backbone=backbone, method=method, seed=seed,
+        settings=Settings.of(**given), compare_untrained=False,
+    ).classifier  # fmt: skip
+
+
+def state(backbone: Any) -> tuple[dict[str, bytes], dict[str, bool], int, str]:
+    """The weights, which of them are trained, the hooks, and the attention of a model."""
+    model = backbone.model
+    parameters = dict(model.named_parameters())
+    hooks = sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+        for m in model.modules()
+    )
+    values = {n: p.detach().numpy().tobytes() for n, p in parameters.items()}
+    flags = {n: p.requires_grad for n, p in parameters.items()}
+    return values, flags, hooks, model.config._attn_implementation
+
+
+@pytest.mark.usefixtures("hurried")
+def test_two_tuned_models_of_one_backbone_predict_at_once() -> None:
+    backbone = tiny.fresh("bert")
+    models = [tuned(backbone, "all"), tuned(backbone, "lora", 2)]
+    alone = [m.predict_proba(ROWS) for m in models]
+
+    def often(i: int) -> float:
+        worst = 0.0
+        for _ in range(10):
+            models[i].forget()
+            worst = max(worst, np.abs(models[i].predict_proba(ROWS) - alone[i]).max())
+        return worst
+
+    with ThreadPoolExecutor(2) as threads:
+        assert max(threads.map(often, [0, 1])) < 1e-6
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("shared", [True, False])
+def test_trainings_at_once_are_as_one_after_another(shared: bool) -> None:
+    def model() -> Any:
+        return tiny.fresh("bert")
+
+    one = model()
+    alone = [tuned(one, m, 3).predict_proba(ROWS) for m in ("all", "prefix")]
+    first = model()
+    backbones = [first, first if shared else model()]
+    with ThreadPoolExecutor(2) as threads:
+        made = list(threads.map(tuned, backbones, ["all", "prefix"], [3, 3]))
+    for classifier, expected in zip(made, alone, strict=True):
+        np.testing.assert_array_equal(classifier.predict_proba(ROWS), expected)
+
+
+def test_weights_that_do_not_fit_leave_the_model_as_it_was() -> None:
+    backbone = tiny.fresh("bert")
+    before = state(backbone)
+    values = {n: p.detach() + 1 for n, p in backbone.parameters.items()}
+    wrong = list(values)[5]
+    values[wrong] = torch.zeros(3, 5, 7)
+    with pytest.raises(RuntimeError):
+        backbone.apply(Weights(values))
+    assert state(backbone) == before
+    model = tuned(backbone, "all")
+    assert model.predict_proba(ROWS).shape == (len(ROWS), 2)
+    backbone.apply(None)
+    assert state(backbone) == before
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix", "all"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_breaks_off_while_it_goes_in_is_taken_out(
+    method: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = tiny.fresh("bert")
+    before = state(backbone)
+
+    def fails(*_: Any) -> None:
+        raise error("now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Attached, "_watch_matrices", fails)
+        patch.setattr(nn, "ParameterList", fails if method == "all" else nn.ParameterList)
+        with pytest.raises(error):
+            tuned(backbone, method)
+    assert state(backbone) == before
+
+
+def test_checkpointing_leaves_nothing_in_the_model() -> None:
+    backbone = tiny.fresh("bert")
+    before = state(backbone)
+    for _ in range(2):
+        tuned(backbone, "lora", checkpointing=True)
+    backbone.apply(None)
+    assert state(backbone)[1:] == before[1:]
+
+
+@pytest.mark.parametrize("method", ["lora", "parallel"])
+def test_a_pass_leaves_no_inputs_behind(method: str) -> None:
+    """Kept, they hold all layers' activations, and in training what checkpointing computes again."""
+    model = tuned(tiny.fresh("bert"), method)
+    model.predict_proba(ROWS[:1])
+    gc.collect()
+
+    def held() -> int:
+        gc.collect()
+        return sum(torch.is_tensor(o) and o.ndim == 3 and len(o) == 5 for o in gc.get_objects())
+
+    before = held()
+    model.forget()
+    model.predict_proba(ROWS[1:6])
+    assert held() == before
+
+
+def test_a_model_whose_files_change_is_read_again_by_workers(tmp_path: Any) -> None:
+    folder = tmp_path / "model"
+    task = Task.load(tiny.EXAMPLES).choose(["it-was", "tone"])
+    for moved in (0.0, 0.01):
+        made = tiny.fresh("bert")
+        with torch.no_grad():
+            for parameter in made.model.parameters():
+                parameter += moved
+        made.model.save_pretrained(folder)
+        made.tokenizer.save_pretrained(folder)
+        backbone = load_model(str(folder))
+        train(
+            task, task.examples("train")[::5], backbone=backbone, strategy="ensemble", jobs=2,
+            settings=Settings(steps=1), compare_untrained=False,
+        )  # fmt: skip
+
+
+def test_bars_of_transformers_are_as_they_were(tiny_model: Callable[[str], Any]) -> None:
+    from transformers import logging
+
+    logging.enable_progress_bar()
+    load_model(str(tiny_model("bert")))
+    assert logging.is_progress_bar_enabled()
