@@ -287,9 +287,9 @@ def test_dev_rows_share_no_text_with_the_shots(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(MultiTaskPromptModel, "_train", noted)
     with pytest.raises(StopIteration):
         MultiTaskPromptModel(tiny.backbone("bert")).fit(
-            [replace(film, train=twice), replace(length, train=rows(LENGTH, 12, 40, "t"))],
+            [replace(film, train=twice), replace(length, train=rows(LENGTH, 24, 0, "t"))],
             settings=Settings(steps=9),
-            shots=2,
+            shots=4,
         )
     ((trained, dev),) = used
     assert trained and dev and not trained & {e.row["text"] for e in dev}
