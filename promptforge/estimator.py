@@ -70,12 +70,20 @@ def shared_backbone(name: str, **options: Any) -> Backbone:
     """
     place = str(Path(name).resolve()) if Path(name).is_dir() else name
     options = {"device": "cpu", "dtype": "float32", **{k: v for k, v in options.items() if v}}
-    key = (place, json.dumps(options, sort_keys=True))
+    key = (place, json.dumps(options, sort_keys=True), _version(Path(place)))
     with _alone:
         backbone = _loaded.get(key) or load_model(name, **options)
         _loaded[key] = backbone
         _last[:] = [backbone]
         return backbone
+
+
+def _version(folder: Path) -> str:
+    """What changes when another model is written to a folder; a name has none."""
+    if not folder.is_dir():
+        return ""
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin"))
+    return json.dumps([(p.name, s.st_size, s.st_mtime_ns) for p in files for s in [p.stat()]])
 
 
 class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

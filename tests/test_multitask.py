@@ -158,6 +158,16 @@ def test_texts_are_compared_in_each_long_column_and_together() -> None:
         [TaskExamples(other, train), TaskExamples(pair, [], [], tested)], ["pair"]
     )
     assert [e.number for e in seen.train] == [2] and removed == {"other": 2}
+    # Without spaces between words too.
+    tested = [Example({"a": "这部电影非常精彩", "b": "好"}, "bad", 1)]
+    train = [
+        Example({"a": "这部电影非常精彩。", "b": "不"}, "bad", 1),
+        Example({"a": "精彩", "b": "好"}, "bad", 2),
+    ]
+    (seen,), _, removed = split(
+        [TaskExamples(other, train), TaskExamples(pair, [], [], tested)], ["pair"]
+    )
+    assert [e.number for e in seen.train] == [2] and removed == {"other": 1}
 
 
 def test_what_is_not_certain_is_refused() -> None:

@@ -244,6 +244,20 @@ def test_pet_without_labelled_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert last.name == "final" and len(last.targets) == 40
 
 
+def test_without_labelled_rows_the_development_rows_choose_the_final_pattern() -> None:
+    made = tuner(labelled=0)
+    asked = rows(0, 12)
+    said = {p: made.untrained(made.task.choose([p])).predict(asked) for p in PATTERNS}
+    assert said["a"] != said["b"]
+    for pattern, labels in said.items():
+        dev = [
+            Example(row, label, i + 1)
+            for i, (row, label) in enumerate(zip(asked, labels, strict=True))
+        ]
+        final = Pet(final="prompt", **QUICK).train(tuner(labelled=0, dev=dev))
+        assert list(final.inner.task.patterns) == [pattern]
+
+
 def test_a_model_of_another_family(monkeypatch: pytest.MonkeyPatch) -> None:
     made = tuner("gpt2", task=Task.inline([Template("{{ text }} It was {{ mask }}", name=p) for p in "ab"], labels=WORDS))  # fmt: skip
     proba = Pet(combine="probabilities", **QUICK).train(made).predict_proba(rows(100, 104))

@@ -6,6 +6,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import tiny
 import torch
 from torch import nn
 
-from promptforge import Settings, Task, load_model, train
+from promptforge import PromptClassifier, Settings, Task, load_model, train
 from promptforge.backbone.attached import Attached
 from promptforge.backbone.weights import Weights
 
@@ -37,6 +38,16 @@ def tuned(backbone: Any, method: str, seed: int = 1, **settings: Any) -> Any:
         task, task.examples("train")[::4], backbone=backbone, method=method, seed=seed,
         settings=Settings.of(**given), compare_untrained=False,
     ).classifier  # fmt: skip
+
+
+def written(folder: Path, moved: float) -> None:
+    """A model in a folder, all weights moved."""
+    made = tiny.fresh("bert")
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            parameter += moved
+    made.model.save_pretrained(folder)
+    made.tokenizer.save_pretrained(folder)
 
 
 def state(backbone: Any) -> tuple[dict[str, bytes], dict[str, bool], int, str]:
@@ -145,21 +156,30 @@ def test_a_pass_leaves_no_inputs_behind(method: str) -> None:
     assert held() == before
 
 
-def test_a_model_whose_files_change_is_read_again_by_workers(tmp_path: Any) -> None:
+def test_a_model_whose_files_change_is_read_again_by_workers(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     task = Task.load(tiny.EXAMPLES).choose(["it-was", "tone"])
     for moved in (0.0, 0.01):
-        made = tiny.fresh("bert")
-        with torch.no_grad():
-            for parameter in made.model.parameters():
-                parameter += moved
-        made.model.save_pretrained(folder)
-        made.tokenizer.save_pretrained(folder)
+        written(folder, moved)
         backbone = load_model(str(folder))
         train(
             task, task.examples("train")[::5], backbone=backbone, strategy="ensemble", jobs=2,
             settings=Settings(steps=1), compare_untrained=False,
         )  # fmt: skip
+
+
+def test_an_estimator_reads_a_folder_again_that_has_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    said = []
+    for moved in (0.0, 0.01):
+        written(folder, moved)
+        made = PromptClassifier(
+            "{{ text }} It was {{ mask }}.", {"bad": "awful", "good": "wonderful"},
+            model=str(folder), steps=1, learning_rate=1e-9,
+        )  # fmt: skip
+        made.fit(["a", "b", "c", "d"], ["bad", "bad", "good", "good"])
+        said.append(made.predict_proba(["a fine film"]))
+    assert np.abs(said[0] - said[1]).max() > 1e-4
 
 
 def test_bars_of_transformers_are_as_they_were(tiny_model: Callable[[str], Any]) -> None:

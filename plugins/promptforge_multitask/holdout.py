@@ -17,6 +17,10 @@ from promptforge_multitask.mixture import TaskExamples
 
 #: A single column counts as a shared text from so many words on; "yes" is shared by too many.
 WORDS = 4
+#: Letters of scripts that are written without spaces between words (Thai, Lao, Burmese, Khmer, Japanese, Chinese).
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+)
 
 
 def normalised(text: str) -> str:
@@ -28,7 +32,12 @@ def normalised(text: str) -> str:
 def texts(task: Task, example: Example) -> set[str]:
     """What a row is known by: its inputs together, and each that is long enough alone."""
     parts = [normalised(str(example.row[column])) for column in task.inputs]
-    return {" ".join(parts), *(p for p in parts if len(p.split()) >= WORDS)} - {""}
+    return {" ".join(parts), *(p for p in parts if _words(p) >= WORDS)} - {""}
+
+
+def _words(text: str) -> int:
+    """About how many words a normalised text has; without spaces, two letters are one."""
+    return max(len(text.split()), len(_UNSPACED.findall(text)) // 2)
 
 
 def check_kinds(tasks: Iterable[Task], hold_out: Sequence[str]) -> None:

@@ -83,7 +83,8 @@ class IPet(Pet):
         task = tuner.task
         for generation in range(1, self.generations + 1):
             task, members = self.generation(tuner, task, voices, generation)
-            voices = [*self.voices(tuner, members), *joining]
+            own = self.voices(tuner, members)
+            voices = [*own, *self.counted(joining, own)]
         return self.distilled(tuner, voices, task)
 
     def generation(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from pydantic import Field
 
 from promptforge import Classifier, GroupStrategy, PromptModel, Task, UserError
 from promptforge.tuning.loop import Target
+from promptforge.tuning.scores import dev_score
 from promptforge.tuning.settings import Settings
 from promptforge.tuning.tuner import Member, Tuner
 from promptforge_pet.votes import Array, combined
@@ -187,14 +188,18 @@ class Pet(GroupStrategy):
         What they say are log-probabilities.
         """
         out = []
-        weight = sum(v.weight for v in voices) / self.repetitions
         for name, made in self.others(tuner).items():
             with tuner.precision.computing():
                 parts = made.part_probabilities(tuner.unlabeled, "Labelling")
             scores = np.log(np.maximum(made.combined(parts), _TINY))
             other, _, repetition = name.rpartition("-")
-            out.append(Voice(name, other, int(repetition), scores, weight))
-        return out
+            out.append(Voice(name, other, int(repetition), scores))
+        return self.counted(out, voices)
+
+    def counted(self, joining: Sequence[Voice], voices: Sequence[Voice]) -> list[Voice]:
+        """What joins, each strategy with the weight of the patterns' `voices` together."""
+        weight = sum(v.weight for v in voices) / self.repetitions
+        return [replace(v, weight=weight) for v in joining]
 
     def _weight(self, tuner: Tuner, pattern: str, task: Task) -> float:
         """The accuracy of a pattern before tuning; 1 where all count the same."""
@@ -268,6 +273,8 @@ class Pet(GroupStrategy):
                 continue
             trained = tuner.trained.get(v.name)
             best = trained.best if trained else None
+            if not v.repetition and tuner.dev:
+                best = dev_score(tuner.untrained(tuner.task.choose([v.pattern])), tuner.dev)
             scores.setdefault(v.pattern, []).append(0.0 if best is None else best)
         return max(scores, key=lambda pattern: sum(scores[pattern]) / len(scores[pattern]))
 
