@@ -13,6 +13,7 @@ import plain_tuning as plain
 import pytest
 import tiny
 import torch
+from promptforge_peft.additions import Injected
 from safetensors.torch import load_file
 
 from promptforge import UserError, artifact
@@ -180,20 +181,80 @@ def test_any_configuration(kind: str, tmp_path: Path) -> None:
     assert torch.allclose(read[0], theirs, atol=1e-4)
 
 
-def test_starts_that_change_the_matrices_themselves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_starts_that_change_the_matrices_themselves(start: str, tmp_path: Path) -> None:
     backbone = tiny.fresh("bert")
-    unchanged = adding.snapshot(backbone)
-    tuner = adding.tuner(backbone, "lora", options={"init_lora_weights": "pissa"})
+    unchanged, checksum = adding.snapshot(backbone), backbone.checksum
+    tuner = adding.tuner(backbone, "lora", options={"init_lora_weights": start})
     member = adding.trained(tuner)
-    assert unchanged()
+    assert unchanged() and isinstance(member.weights.added, Injected)
     artifact.save(member, tmp_path / "a")
     prompts = adding.encoded(tuner)
-    backbone.apply(artifact.load(tmp_path / "a", backbone=backbone).weights)
-    here = adding.read_logits(backbone, prompts)
-    backbone.apply(None)
+    rows = [e.row for e in tuner.train]
+    expected = member.predict_proba(rows)
+    other = tiny.fresh("bert")
+    assert (artifact.load(tmp_path / "a", backbone=other).predict_proba(rows) == expected).all()
+    assert other.checksum == checksum
+    for read in (
+        artifact.load(tmp_path / "a", backbone=backbone).weights.added,
+        build("method", "lora").read(backbone, tmp_path / "a"),
+    ):
+        assert unchanged()
+        attached = backbone.attach([read])
+        here = adding.read_logits(backbone, prompts)
+        attached.close()
+        assert unchanged()
+        theirs = adding.plain_logits(backbone, plain_peft("bert", tmp_path / "a"), prompts)
+        assert torch.allclose(here, theirs, atol=1e-4)
+
+
+def test_an_interrupt_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny.fresh("bert")
+    unchanged = adding.snapshot(backbone)
+    make = peft.get_peft_model
+
+    def interrupted(*args: Any) -> None:
+        make(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(peft, "get_peft_model", interrupted)
+    tuner = adding.tuner(backbone, "lora", options={"init_lora_weights": "olora"})
+    with pytest.raises(KeyboardInterrupt):
+        adding.added(tuner)
     assert unchanged()
-    theirs = adding.plain_logits(backbone, plain_peft("bert", tmp_path / "a"), prompts)
-    assert torch.allclose(here, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "target", "other"),
+    [("gpt2", "lm_head", "transformer.wte"), ("gpt2", "wte", "lm_head"),
+     ("bert", "decoder", "word_embeddings"), ("t5", "shared", "lm_head")],
+)  # fmt: skip
+def test_one_of_two_tied_matrices_is_not_merged(architecture: str, target: str, other: str) -> None:
+    backbone = tiny.fresh(architecture)
+    output = backbone.model.get_output_embeddings()
+    assert backbone.model.get_input_embeddings().weight is output.weight
+    unchanged = adding.snapshot(backbone)
+    tuner = adding.tuner(backbone, "lora", options={"target_modules": [target]})
+    with pytest.raises(UserError, match=rf"^peft's LORA changes .*{target}', .*{other}.* out of"):
+        adding.added(tuner).merge_into(backbone)
+    assert unchanged()
+
+
+@pytest.mark.parametrize("method", ["lora", "peft"])
+def test_trained_tokens_of_tied_matrices_are_merged(method: str) -> None:
+    backbone = tiny.fresh("gpt2")
+    options: dict[str, Any] = {"config": "trainable_tokens", "options": {"token_indices": [5, 6]}}
+    if method == "lora":
+        options = {"options": {"trainable_token_indices": [5, 6]}}
+    tuner = adding.tuner(backbone, method, **options)
+    prompts = adding.encoded(tuner)
+    added = adding.added(tuner)
+    attached = backbone.attach([added])
+    adding.moved(added)
+    expected = adding.read_logits(backbone, prompts)
+    attached.close()
+    added.merge_into(backbone)
+    assert torch.allclose(adding.read_logits(backbone, prompts), expected, atol=1e-5)
 
 
 def test_layers_by_the_names_of_matrices() -> None:
@@ -379,6 +440,8 @@ def test_commands_with_an_adapter_of_peft(
         ("peft", {"config": "trainable_tokens", "options": {"target_modules": ["word_embeddings"]}}, "name their ids"),
         ("peft", {"config": "trainable_tokens"}, "name their ids, as in -o method.options='{\"token_indices\""),
         ("ia3", {"layers": [2]}, "no layer 2"),
+        ("lora", {"options": {"init_lora_weights": "pissa_niter_4"}}, "other results at every load: .*='pissa'"),
+        ("peft", {"options": {"init_lora_weights": "pissa_niter_4"}}, "other results at every load: .*='pissa'"),
     ],
 )  # fmt: skip
 def test_what_is_refused(method: str, options: dict[str, Any], says: str) -> None:
@@ -388,6 +451,13 @@ def test_what_is_refused(method: str, options: dict[str, Any], says: str) -> Non
     with pytest.raises(UserError, match=f"(?s){says}"):
         adding.added(tuner)
     assert unchanged()
+
+
+def test_a_start_that_is_drawn_at_every_load_is_not_read(tmp_path: Path) -> None:
+    config = peft.LoraConfig(target_modules=["query"], init_lora_weights="pissa_niter_4")
+    made_with_peft("bert", tmp_path / "a", config)
+    with pytest.raises(UserError, match="other results at every load"):
+        build("method", "lora").read(tiny.fresh("bert"), tmp_path / "a")
 
 
 def test_a_damaged_or_foreign_adapter(

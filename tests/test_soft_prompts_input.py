@@ -39,6 +39,7 @@ def test_soft_tokens_that_no_method_trains_are_warned_of() -> None:
     [
         ("{{ text }} {{ mask }}", {"tokens": 0}, ["no soft tokens", "tokens=0"]),
         ("{{ text }} {{ mask }}", {"init": "text"}, ["init=text", "option text"]),
+        ("{{ text }} {{ soft(n=2) }} {{ mask }}", {"init": "labels"}, ["init and text", "tokens=10"]),
         ("{{ text }} {{ mask }}", {"text": "good or bad"}, ["init is vocabulary", "init=text"]),
         ("{{ text }} {{ mask }}", {"tokens": 70}, ["70 soft tokens", "takes 64"]),
         ("{{ soft(n=70) }} {{ text }} {{ mask }}", {}, ["70 soft tokens", "takes 64"]),

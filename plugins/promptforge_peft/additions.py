@@ -16,6 +16,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.ia3 import Linear as IA3Linear
 from peft.tuners.lora import Linear as LoRALinear
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
@@ -26,7 +27,7 @@ from promptforge import Backbone, PromptForgeError, UserError
 from promptforge.backbone import Addition, Delta, Folded
 from promptforge.backbone.addition import Computed
 from promptforge.errors import listed
-from promptforge_peft.injection import ADAPTER, as_json, class_of, config_of, injected
+from promptforge_peft.injection import ADAPTER, STARTS, as_json, class_of, config_of, injected
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 Config = Mapping[str, Any]
@@ -37,8 +38,6 @@ _UNREAD = {
     "exclude_modules", "layers_pattern", "layers_to_transform", "modules_to_save", "target_modules",
     "fan_in_fan_out", "d_initial", "delora_lambda", "eva_config",
 }  # fmt: skip
-#: First values by name. Other starts (PiSSA, OLoRA) change the model's own matrices too.
-_STARTS = {"eva", "gaussian", "kaiming_uniform", "lycoris", "orthogonal", "xavier_uniform"}
 
 
 class PeftDeltas(Folded):
@@ -212,11 +211,15 @@ class Injected(Addition):
             self._tensors = dict(theirs)
 
     def merge_into(self, backbone: Backbone) -> None:
+        shared = _shared(backbone.model)
         model, undo = injected(backbone, self.config, self._tensors or None, copied=True)
         kind = self.config["peft_type"]
         try:
+            _check_alone(model, shared, kind)
             merged = model.merge_and_unload(safe_merge=True).state_dict()
             values = {name: merged[name].detach().clone() for name in backbone.parameters}
+        except UserError:
+            raise
         except (
             AttributeError,
             KeyError,
@@ -233,6 +236,29 @@ class Injected(Addition):
                 backbone.parameters[name].copy_(value)
 
 
+def _shared(model: nn.Module) -> dict[str, list[str]]:
+    """By the names of modules: the other ones that have the same weight."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if (weight := module._parameters.get("weight")) is not None:
+            names.setdefault(id(weight), []).append(name)
+    return {n: [o for o in group if o != n] for group in names.values() for n in group}
+
+
+def _check_alone(model: PeftModel, shared: Mapping[str, list[str]], kind: str) -> None:
+    """Raise a `UserError` where merging into one matrix would change another, which is tied to it."""
+    for name, layer in model.get_base_model().named_modules():
+        # peft's trained tokens change both of a tied pair by themselves.
+        if not isinstance(layer, BaseTunerLayer) or isinstance(layer, TrainableTokensLayer):
+            continue
+        if others := shared.get(name):
+            raise UserError(
+                f"peft's {kind} changes {name!r}, whose weights are those of {listed(others, 3)} too: merging would "
+                f"change it there as well. Use it unmerged, or leave {name.rpartition('.')[2]!r} out of target_modules "
+                "and tune again."
+            )
+
+
 def _check_same(own: Config, theirs: Config) -> None:
     """Raise a `UserError` where two configurations do different things with the same tensors."""
     kind = own["peft_type"]
@@ -241,7 +267,7 @@ def _check_same(own: Config, theirs: Config) -> None:
     there = _whole(theirs)
     for name, here in _whole(own).items():
         was = there.get(name)
-        starts = all(not isinstance(v, str) or v in _STARTS for v in (here, was))
+        starts = all(not isinstance(v, str) or v in STARTS for v in (here, was))
         if name in unread or "dropout" in name or (name.startswith("init_") and starts):
             continue
         if here != was:

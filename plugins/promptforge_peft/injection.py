@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import fields
@@ -15,6 +14,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from promptforge import Backbone, UserError
+from promptforge.backbone.load import quiet_loading
 from promptforge.errors import did_you_mean, listed
 from promptforge_peft.prompts import READ
 
@@ -34,6 +34,8 @@ _REFUSED = {
 }
 #: Those of them that run once they are trained.
 _RUN = {"ADALORA"}
+#: First values by name. Other starts (PiSSA, OLoRA) change the model's own matrices too.
+STARTS = {"eva", "gaussian", "kaiming_uniform", "lycoris", "orthogonal", "xavier_uniform"}
 
 
 def kinds() -> list[str]:
@@ -152,25 +154,21 @@ def injected(
             f"peft's {kind} with alora_invocation_tokens={tokens} looks for these tokens in every call of the model, "
             "which is not supported: leave alora_invocation_tokens out, or run such an adapter with peft."
         )
-    before = [value for _, value, _ in values]
     try:
-        if copied:
+        # Some starts (OLoRA) write into the model's own matrices: `undo` must find them as they were.
+        if copied or other_starts(told):
             for parameter, value, _ in values:
                 parameter.data = value.clone()
-            before = [parameter.data for parameter, _, _ in values]
         # A state that is loaded must not move the random numbers of what comes after it.
         with (
-            warnings.catch_warnings(),
+            quiet_loading(),
             torch.random.fork_rng(devices=_devices(backbone))
             if tensors is not None
             else nullcontext(),
         ):
-            warnings.simplefilter("ignore")
             # What is trained is cast to float32: in half precision small steps round to none.
             made = peft.get_peft_model(model, PeftConfig.from_peft_type(**told), ADAPTER)
-        made.promptforge_changed = any(
-            p.data.data_ptr() != b.data_ptr() for (p, _, _), b in zip(values, before, strict=True)
-        )
+        made.promptforge_changed = not all(_same(p.data, value) for p, value, _ in values)
         for parameter, value, _ in values:
             if parameter.requires_grad and parameter.data is not value:
                 parameter.data = parameter.data.clone()
@@ -194,7 +192,25 @@ def injected(
             f"peft's {kind} cannot be put into {backbone.name}: {str(error).splitlines()[0]} Matrices of the model: "
             f"{listed(list(backbone.matrices), 40)}."
         ) from None
+    except BaseException:  # an interrupt too: the model goes on to be used in a notebook
+        undo()
+        raise
     return made, undo
+
+
+def other_starts(config: Mapping[str, Any]) -> dict[str, str]:
+    """The options that name a start which may change the model's own matrices."""
+    return {
+        k: v
+        for k, v in config.items()
+        if k.startswith("init_") and isinstance(v, str) and v not in STARTS
+    }
+
+
+def _same(now: Tensor, before: Tensor) -> bool:
+    if now.dtype != before.dtype:
+        return False
+    return now.data_ptr() == before.data_ptr() or torch.equal(now, before)
 
 
 def _load(model: PeftModel, tensors: Mapping[str, Tensor], origin: str) -> None:

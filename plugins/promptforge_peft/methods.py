@@ -26,7 +26,7 @@ from promptforge_peft.additions import (
     addition,
     read_folder,
 )
-from promptforge_peft.injection import as_json, config_of, options_of, uses_conv1d
+from promptforge_peft.injection import as_json, config_of, options_of, other_starts, uses_conv1d
 from promptforge_peft.prompts import READ, prompt
 
 _KINDS = {
@@ -54,8 +54,10 @@ class PeftMethod(TuningMethod):
 
         Raises:
             UserError: peft cannot put it into this model; the candidates are listed. It repeats layers.
+                It starts from a drawn decomposition.
         """
         config = {**as_json(self.configuration(backbone)), "base_model_name_or_path": backbone.name}
+        _check_start(config, f"method {self.name!r}")
         if config.get("layer_replication"):
             raise UserError(
                 f"method {self.name!r}: layer_replication={config['layer_replication']} makes another model of this "
@@ -74,6 +76,7 @@ class PeftMethod(TuningMethod):
         if not (folder / CONFIG).is_file():
             return None
         config, tensors = read_folder(folder)
+        _check_start(config, str(folder))
         backbone.apply(None)  # peft finds its places in the model as it is by itself
         if config["peft_type"] in READ:
             return prompt(backbone, config, tensors, str(folder))
@@ -205,6 +208,19 @@ class Peft(PeftMethod):
             chosen = {n: m for n, m in backbone.matrices.items() if own is None or n in own}
             options["fan_in_fan_out"] = uses_conv1d(chosen)
         return config_of(self.config, options)
+
+
+def _check_start(config: Mapping[str, Any], who: str) -> None:
+    """Raise a `UserError` for a start that is drawn anew in every model, and changes its matrices.
+
+    What is trained counts from there, so that it would be another classifier at every load.
+    """
+    for option, value in other_starts(config).items():
+        if "_niter_" in value:
+            raise UserError(
+                f"{who}: {option}={value!r} starts from a random decomposition that no adapter keeps, so it would "
+                f"give other results at every load: tune with {option}='pissa', which is exact."
+            )
 
 
 def _picks_layers(options: Mapping[str, Any]) -> bool:

@@ -111,6 +111,12 @@ class PromptTuning(TuningMethod):
             raise UserError(
                 f"method {self.name!r}: the template has no soft tokens and tokens=0: nothing is trained."
             )
+        if not tokens and (self.init != "vocabulary" or self.text):
+            raise UserError(
+                f"method {self.name!r}: init and text are for tokens before the prompt, and there are none: the "
+                'template has soft tokens of its own, which start from what it says ({{ soft("It was") }}). Give '
+                "tokens (-o method.tokens=10) to have some before the prompt too."
+            )
         opening: tuple[Soft, ...] = ()
         if tokens:
             starts[OPENING] = self._start(backbone, tokens, words)
