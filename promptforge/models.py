@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar
 
@@ -121,6 +122,12 @@ def locate(name: str, report: Reporter | None = None) -> str:
         return str(path)
     if name.startswith((".", "~")) or path.is_absolute():
         raise UserError(f"Model {name!r}: there is no such folder.")
+    # A hub would be asked in vain, several times. What really is called so there has an owner: "OWNER/NAME".
+    packaged = [entry.name for _, entry in catalogue()]
+    if near := get_close_matches(name, packaged, n=1, cutoff=0.85):
+        raise UserError(
+            f"Model {name!r}: no packaged model is called so, and there is no such folder. Did you mean {near[0]!r}?"
+        )
     return name
 
 

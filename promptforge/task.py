@@ -195,8 +195,9 @@ class Task:
         """The label words of a pattern: its own, else the task's."""
         return self.patterns[pattern].words or self.labels
 
-    def choose(self, names: Sequence[str]) -> Task:
-        """The task with these patterns only (all when `names` is empty)."""
+    def choose(self, names: str | Sequence[str]) -> Task:
+        """The task with these patterns only, or this one (all when `names` is empty)."""
+        names = [names] if isinstance(names, str) and names else names
         for name in names:
             if name not in self.patterns:
                 known = list(self.patterns)

@@ -52,6 +52,8 @@ def test_summary_is_mean_deviation_and_paired_test() -> None:
     assert b["p"] is None
     assert a["p"] == pytest.approx(stats.ttest_rel(two, one).pvalue)
     assert paired([0.5], [0.6]) is None
+    (alone,) = Comparison("t", 100, 0.5, cells("a", 16, 0.7)).summary()
+    assert alone["deviation"] is None and alone["accuracy"] == 0.7
     assert paired([0.5, 0.6], [0.5, 0.6]) == 1.0
 
 
@@ -109,7 +111,9 @@ def test_options_of_contenders_may_have_commas(
     ("text", "said"),
     [
         ("ensemble:repetitons=2", "'repetitons=2': no chosen component has 'repetitons'. Did you mean"),
-        ("prompt:alpha=0.1,samples=0", "'samples=0': no chosen component has 'samples'."),
+        ("prompt:alpha=0.1,samples=0", "samples is a whole number from 1."),
+        ("prompt:sampels=2", "'sampels=2': no chosen component has 'sampels'."),
+        ("prompt:methd=lora", "'methd=lora': no chosen component has 'methd'."),
         ("ensemble:verbalizers=manual,soft", "'soft': write it as key=value or role.key=value."),
     ],
 )  # fmt: skip
@@ -117,6 +121,8 @@ def test_a_wrong_option_of_a_contender_is_one_of_strategy(text: str, said: str) 
     with pytest.raises(UserError) as told:
         Contender.parse(text)
     assert str(told.value).startswith(f"--strategy {text!r}: {said}")
+    for wrong, right in (("sampels", "samples"), ("methd", "method")):
+        assert (wrong in text) == str(told.value).endswith(f"Did you mean {right!r}?")
 
 
 @pytest.mark.parametrize(

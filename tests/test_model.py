@@ -362,6 +362,13 @@ def test_training_refuses_what_it_cannot_learn_from() -> None:
     ]:
         with pytest.raises(UserError, match=f"The {name} rows: row 9: the label 'z' is not one"):
             train(task, backbone=backbone, **given)
+    named: Any = "minilm-mlm"
+    with pytest.raises(UserError, match=r"backbone is a str, 'minilm-mlm': .*load_model\(NAME\)"):
+        train(task, rows, backbone=named)
+    plain: Any = [e.row for e in rows]
+    with pytest.raises(UserError, match=r"train: a row is a dict\. Rows are `Example"):
+        train(task, plain, backbone=backbone)
+    assert task.choose("p") == task
     with pytest.raises(UserError, match="measure on: row 9: the label 'z'"):
         PromptModel(backbone, task).evaluate(wrong)
     with pytest.raises(UserError, match="labelled rows: row 9: the label 'z'"):

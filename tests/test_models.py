@@ -275,6 +275,9 @@ def test_names_paths_and_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         locate("./missing")
     with pytest.raises(UserError, match="Did you mean 'minilm'"):
         find("minilmm")
+    with pytest.raises(UserError, match="Did you mean 'minilm-mlm'"):  # before a hub is asked
+        locate("minilm-mlmm")
+    assert locate("someone/minilm-mlmm") == "someone/minilm-mlmm"
 
 
 def test_list_and_where(cache: Path) -> None:

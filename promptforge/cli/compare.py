@@ -147,7 +147,7 @@ def show(found: Comparison, worth: dict[str, float | None] | None) -> None:
     for line in lines:
         table.add_row(
             plain(line["contender"]), str(line["shots"] or "all"), shown(line[score]),
-            shown(line["deviation"]), shown(line[other]),
+            "" if line["deviation"] is None else shown(line["deviation"]), shown(line[other]),
             "" if line["p"] is None else f"{line['p']:.3f}", f"{line['seconds']:.0f}",
             "" if line["memory"] is None else f"{line['memory'] / 1e6:,.0f} MB",
             style="bold green" if line[score] == best else None,

@@ -17,7 +17,7 @@ import numpy as np
 from promptforge.backbone.base import Backbone
 from promptforge.components import Component, parse_options
 from promptforge.data import Example, Row
-from promptforge.errors import UserError
+from promptforge.errors import UserError, did_you_mean
 from promptforge.evaluation import MultiLabelEvaluation, paired
 from promptforge.plugins import build, component
 from promptforge.progress import Reporter
@@ -74,7 +74,9 @@ class Contender:
             key, _, value = pair.partition("=")
             if key in ROLES:
                 components[key] = value
-            elif key == "samples" and value.isdecimal() and int(value):
+            elif key == "samples":
+                if not (value.isdecimal() and int(value)):
+                    raise UserError(f"--strategy {text!r}: samples is a whole number from 1.")
                 samples = int(value)
             else:
                 pairs.append(pair)
@@ -82,7 +84,12 @@ class Contender:
         try:
             return cls(text, components, parse_options(pairs, classes), samples)
         except UserError as error:
-            raise UserError(f"--strategy {text!r}: {str(error).removeprefix('-o ')}") from None
+            keys = [pair.partition("=")[0] for pair in pairs]
+            near = (did_you_mean(key, [*ROLES, "samples"]) for key in keys)
+            hint = next(filter(None, near), "")
+            raise UserError(
+                f"--strategy {text!r}: {str(error).removeprefix('-o ')}{hint}"
+            ) from None
 
     @classmethod
     def of(cls, text: str, made: Mapping[str, Component], samples: int = 1) -> Contender:
@@ -145,7 +152,7 @@ class Comparison:
     def summary(self) -> list[dict[str, Any]]:
         """Per contender and number of shots: mean figures, deviation, seconds, memory, and p against the best.
 
-        Memory is the most of any seed. The figures have their names as keys, and `deviation` is that of the first. `p` is that of a two-sided paired t-test over the seeds; None with fewer than two.
+        Memory is the most of any seed. The figures have their names as keys, and `deviation` is that of the first. `p` is that of a two-sided paired t-test over the seeds; both are None with fewer than two.
         """
         keys = list(dict.fromkeys((c.contender, c.shots) for c in self.cells))
         scores = {key: [c.score for c in self.of(*key)] for key in keys}
@@ -157,7 +164,7 @@ class Comparison:
                 "shots": key[1],
                 "seeds": len(scores[key]),
                 self.figures[0]: means[key],
-                "deviation": float(np.std(scores[key], ddof=1)) if len(scores[key]) > 1 else 0.0,
+                "deviation": float(np.std(scores[key], ddof=1)) if len(scores[key]) > 1 else None,
                 self.figures[1]: float(np.mean([c.other for c in self.of(*key)])),
                 "seconds": float(np.mean([c.seconds for c in self.of(*key)])),
                 "memory": max((c.memory for c in self.of(*key) if c.memory), default=None),
@@ -349,7 +356,7 @@ def _found(
     if others:
         (place, what), *more = others.items()
         raise UserError(
-            f"The run in {place} has {what}{f' (and {len(more)} more there)' if more else ''}. Give "
+            f"The run in {place} has {what}{f' ; {len(more)} more runs there differ too' if more else ''}. Give "
             f"the same again, name another folder with {option}, or delete {place} to train it anew."
         )
     return done

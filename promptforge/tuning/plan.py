@@ -53,6 +53,13 @@ def drawn(
 ) -> tuple[list[Example], list[Example]]:
     """The rows to train on and to choose by: `shots` of each label where it is given, 0: none."""
     train, dev = list(train), list(dev)
+    for name, rows in (("train", train), ("dev", dev)):
+        strange = next((e for e in rows if not isinstance(e, Example)), None)
+        if strange is not None:
+            raise UserError(
+                f"{name}: a row is a {type(strange).__name__}. Rows are `Example(row, label, number)`, as "
+                "`task.examples(TABLE)` reads them."
+            )
     if shots == 0:
         return [], dev
     if shots:
@@ -112,6 +119,10 @@ def planned(
         UserError: rows or options that do not fit.
     """
     check_seed(seed)
+    if not isinstance(backbone, Backbone):
+        raise UserError(
+            f"backbone is a {type(backbone).__name__}, {backbone!r}: give a loaded model, load_model(NAME)."
+        )
     counts = {"train": len(train), "dev": len(dev), "unlabeled": len(unlabeled)}
     whole, task, multi = task, task.binary, task.multi_label
     if len(row_weights) and shots is not None:
