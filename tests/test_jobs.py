@@ -117,7 +117,7 @@ def test_a_model_with_other_weights_on_a_worker_is_refused(
     tiny_model: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = load_model(str(tiny_model("bert")))
-    monkeypatch.setattr(jobs, "_backbone", lambda source: load_model(str(tiny_model("gpt2"))))
+    monkeypatch.setattr(jobs, "_backbone", lambda *_: load_model(str(tiny_model("gpt2"))))
     with (
         parallel_config(backend="threading"),
         pytest.raises(UserError, match="has other weights on"),

@@ -158,7 +158,7 @@ def test_an_ensemble_of_pet_runs(tmp_path: Path) -> None:
     rows = plain.rows(30, 34)
     alone = [
         build("strategy", "pet", **QUICK).train(pet_tuner(seed=seed)).predict_proba(rows)
-        for seed in (made.seed, made.seed + 1000)
+        for seed in (made.seed, made.seed + 1_000_000)
     ]
     assert np.abs(alone[0] - alone[1]).max() > 1e-6
     assert np.allclose(ensemble.predict_proba(rows), (alone[0] + alone[1]) / 2, atol=1e-6)

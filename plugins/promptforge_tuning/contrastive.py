@@ -45,8 +45,13 @@ class Contrastive(Finetune):
         own = tuner.on(self.model)
         warn_parts(own.report, f"strategy {self.name!r}", own.settings)
         kind = ContrastiveObjective
+        targets = own.targets()
+        # A row of weight 0 would still be another's partner; a label keeps one for the head.
+        counted = [t for t in targets if t.weight > 0]
+        if {t.shares for t in counted} != {t.shares for t in targets}:
+            counted = targets
         return own.member(
-            Member("head", own.targets(), None, own.seed, pooling=self.pooling, objective=kind)
+            Member("head", counted, None, own.seed, pooling=self.pooling, objective=kind)
         )
 
 

@@ -253,9 +253,9 @@ def _check_weights(tuner: Tuner, row_weights: Sequence[float]) -> None:
             raise UserError(
                 f"row_weights: the weight of row {number} is {weight}; it must be 0 or more, and finite."
             )
-    # Without labelled rows the unlabelled ones are learned from, by the weights of their labels.
-    classes = [tuner.class_weight.get(label, 1.0) for label in tuner.labels]
-    if not (tuner.targets() if tuner.train else any(classes)):
+    # There are none where only unlabelled rows are learned from.
+    counted = [t.weight for t in tuner.targets()]
+    if not any(counted or [tuner.class_weight.get(label, 1.0) for label in tuner.labels]):
         raise UserError(
             "The weights of rows and classes are 0 for all that is learned from, so there is "
             "nothing to learn: give one of the rows or labels a weight above 0."

@@ -130,15 +130,11 @@ class Tuner:
         return tuple(self.task.labels)
 
     def targets(self) -> list[Target]:
-        """The labelled rows as hard targets; `key` is their place in `train`. Of weight 0 is none.
-
-        A loss that compares rows would learn from them all the same.
-        """
+        """The labelled rows as hard targets; `key` is their place in `train`."""
         weights = list(self.row_weights) or [1.0] * len(self.train)
         return [
             Target(e.row, self.task.shares(e), w * self.class_weight.get(e.label, 1.0), key=i)
             for i, (e, w) in enumerate(zip(self.train, weights, strict=True))
-            if w * self.class_weight.get(e.label, 1.0) > 0
         ]
 
     def hard(self, row: Row, label: str, *, weight: float = 1.0, key: int = -1) -> Target:
