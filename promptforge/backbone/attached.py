@@ -224,8 +224,20 @@ class Attached:
 
             return hook
 
+        # Checkpointing breaks off inside a module when it computes again, before `forget`.
+        alone = {n for n, names in users.items() if names == {n} and at[n] == {"output"}}
+
         def change_output(name: str) -> Callable[..., Tensor]:
-            return lambda module, _, out: self._changed(name, out, module.training, "output")
+            def hook(module: Any, args: Any, out: Tensor) -> Tensor:
+                if name in alone:
+                    self._inputs[name] = args[0]
+                try:
+                    return self._changed(name, out, module.training, "output")
+                finally:
+                    if name in alone:
+                        self._inputs.pop(name, None)
+
+            return hook
 
         def change_input(name: str) -> Callable[..., Any]:
             return lambda module, args: (
@@ -234,7 +246,7 @@ class Attached:
             )
 
         # Inputs are noted as they come, before anything changes them.
-        for name in users:
+        for name in users.keys() - alone:
             handle = model.get_submodule(name).register_forward_pre_hook(remember(name))
             self._undo.append(handle.remove)
         for name, places in at.items():
