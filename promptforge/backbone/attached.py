@@ -214,10 +214,7 @@ class Attached:
 
             return hook
 
-        def forget(name: str) -> Callable[..., None]:
-            # An input that stays holds the pass's graph, and what checkpointing computes again.
-            over = [source for source, names in users.items() if names == {name}]
-
+        def forget(over: list[str]) -> Callable[..., None]:
             def hook(*_: Any) -> None:
                 for source in over:
                     self._inputs.pop(source, None)
@@ -255,7 +252,10 @@ class Attached:
                 self._undo.append(module.register_forward_pre_hook(change_input(name)).remove)
             if "output" in places:
                 self._undo.append(module.register_forward_hook(change_output(name)).remove)
-            self._undo.append(module.register_forward_hook(forget(name)).remove)
+            # An input that stays holds the pass's graph, and what checkpointing computes again.
+            over = [s for s, names in users.items() if names == {name} and s not in alone]
+            if over:
+                self._undo.append(module.register_forward_hook(forget(over)).remove)
 
     def _changed(self, name: str, h: Tensor, training: bool, at: str) -> Tensor:
         made = [one["deltas"].get(name) for one in self._now()]

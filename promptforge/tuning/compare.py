@@ -356,7 +356,7 @@ def _found(
     if others:
         (place, what), *more = others.items()
         raise UserError(
-            f"The run in {place} has {what}{f' ; {len(more)} more runs there differ too' if more else ''}. Give "
+            f"The run in {place} has {what}{f'; {len(more)} more runs there differ too' if more else ''}. Give "
             f"the same again, name another folder with {option}, or delete {place} to train it anew."
         )
     return done
