@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from promptforge import artifact
 from promptforge.backbone import Backbone, load_model
 from promptforge.backbone.seq2seq import Seq2SeqBackbone
+from promptforge.backbone.turns import one_training
 from promptforge.backbone.weights import Weights
 from promptforge.encode import Encoded
 from promptforge.errors import UserError
@@ -128,6 +129,10 @@ def adapt(
         raise UserError(
             "adapt takes one learning rate and one batch size: nothing chooses between them."
         )
+    if settings.patience or settings.eval_every:
+        raise UserError(
+            "patience and eval_every are about looks at development rows, and adapt takes none: leave them out."
+        )
     objective = _objective(backbone, objective)
     if distill:
         _check_teacher(backbone)
@@ -142,7 +147,8 @@ def adapt(
     }  # fmt: skip
     home = Path(folder)
     run = RunFolder(home, "--output") if processes.is_first() else None
-    with run.opened(config, resume=resume) if run else nullcontext():
+    opened = run.opened(config, resume=resume) if run else nullcontext()
+    with one_training(backbone), opened:
         if run and run.results is not None:
             return Adaptation(**run.results)
         teacher = _teacher(backbone, report) if distill else None

@@ -193,7 +193,8 @@ def _write_added(added: Addition, folder: Path) -> dict[str, str]:
 
 
 def _backbone(backbone: Backbone) -> dict[str, Any]:
-    told = {**backbone.source, "sha256": backbone.checksum}
+    with backbone.busy:  # its own weights are put in for it
+        told = {**backbone.source, "sha256": backbone.checksum}
     commit = getattr(backbone.model.config, "_commit_hash", None)
     if commit and "revision" in told and not Path(told["name"]).is_dir():
         # A branch or nothing, as users name it, moves on: this is what it stood for.
@@ -399,7 +400,7 @@ def _prompt_model(
         task,
         verbalizer=verbalizer,
         demonstrations=demonstrations,
-        samples=data["samples"],
+        samples=data["samples"] if demonstrations is not None else 1,
         weights=weights,
         tuned=tuned,
         report=report,

@@ -21,7 +21,9 @@ def check_backbone(
         alike: whether it must also read as it did then.
     """
     other = _differences(saved, backbone)
-    if backbone.checksum != saved["sha256"]:
+    with backbone.busy:  # it is of the model's own weights, which are put in for it
+        checksum = backbone.checksum
+    if checksum != saved["sha256"]:
         why = do = ""
         # Options by which one model has other weights.
         causes = {"dtype", "positions", "attention", "attention_options"}

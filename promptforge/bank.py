@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,8 @@ class TaskBank:
     Rows of all tasks are read together, in batches by length, with the same results as alone.
 
     Tasks may be added, replaced and dropped from any thread at any time: a prediction that is under
-    way goes on with the tasks that were there when it began. Predictions take turns. The model
-    itself must not be used by anything else meanwhile.
+    way goes on with the tasks that were there when it began. Predictions take turns, also with
+    whatever else reads or tunes the model.
 
         bank = TaskBank(load_model("minilm-mlm"))
         bank.add("films", "runs/films-prompt-13")
@@ -75,7 +76,8 @@ class TaskBank:
         self.report = report or Reporter()
         self._tasks = _Tasks()
         self._changes = threading.Lock()
-        self._passes = threading.Lock()
+        self._reading = False  # whether whoever has the model has it for the bank
+        self._left = False  # whether a task that is gone may still be in the model
 
     @classmethod
     def load(
@@ -158,9 +160,10 @@ class TaskBank:
         with self._changes:
             _known(self._tasks, name)
             self._tasks = self._tasks.with_(name, *found)
+        self._release()
 
     def drop(self, name: str) -> None:
-        """Let a task go.
+        """Let a task go, and its memory: at once, or when the prediction under way has ended.
 
         Raises:
             UserError: there is no such task.
@@ -168,12 +171,42 @@ class TaskBank:
         with self._changes:
             _known(self._tasks, name)
             self._tasks = self._tasks.without(name)
+        self._release()
+
+    def _release(self) -> None:
+        """Take all tasks out of the model; the next prediction puts those in that are left."""
+        self._left = True
+        self._clear()
+
+    def _clear(self) -> None:
+        # Whoever has the model clears it afterwards, and looks again after that: nothing is left.
+        while self._left and self.backbone.busy.acquire(blocking=False):
+            try:
+                if self._reading:  # this thread itself, further up
+                    return
+                self._left = False
+                self.backbone.apply(None)
+            finally:
+                self.backbone.busy.release()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The model for oneself."""
+        try:
+            with self.backbone.busy:
+                before, self._reading = self._reading, True
+                try:
+                    yield
+                finally:
+                    self._reading = before
+        finally:
+            self._clear()
 
     def _checked(
         self, name: str, classifier: Classifier | str | Path
     ) -> tuple[Classifier, PromptModel]:
         if isinstance(classifier, str | Path):
-            with self._passes:  # it may look at the model
+            with self._alone():  # it may look at the model
                 classifier = artifact.load(classifier, backbone=self.backbone, report=self.report)
         model = classifier.inner
         if not isinstance(model, PromptModel):
@@ -200,7 +233,7 @@ class TaskBank:
                     f"The task {name!r} was tuned by method {added.made_by.get('name')!r}, which puts modules "
                     "of its own into the model: it cannot share a pass with other tasks."
                 )
-            with self._passes:  # the model's parts are found by running it, as it is by itself
+            with self._alone():  # the model's parts are found by running it, as it is by itself
                 self.backbone.apply(None)
                 check_names(self.backbone, added.prefixes(), added.deltas())
             bad = [n for n, t in added.tensors().items() if not bool(torch.isfinite(t).all())]
@@ -233,7 +266,7 @@ class TaskBank:
     ) -> list[tuple[Classifier, NDArray[np.float64]]]:
         """Each row's classifier and class probabilities."""
         rows = list(rows)
-        with self._passes:
+        with self._alone():
             tasks = self._tasks
             places: dict[str, list[int]] = {}
             for i, (name, _) in enumerate(rows):

@@ -14,6 +14,7 @@ from promptforge.errors import PromptForgeError, UserError, did_you_mean, listed
 from promptforge.evaluation import AnyEvaluation, Evaluation, RegressionEvaluation
 from promptforge.plugins import manager
 from promptforge.scale import Scale
+from promptforge.truncation import CutCounter
 
 #: The name of the average over the parts of a classifier in results.
 ENSEMBLE = "all patterns"
@@ -37,6 +38,11 @@ class Classifier(ABC):
     def inner(self) -> Classifier:
         """What reads the prompts: the classifier itself, or the binary one that label sets are asked of."""
         return self
+
+    @property
+    def cut_counters(self) -> list[CutCounter]:
+        """Those that read prompts or texts, and count what they cut."""
+        return [self] if isinstance(self, CutCounter) else []
 
     def forget(self) -> None:  # noqa: B027 - most remember nothing
         """Remember nothing of what is read, from now on: for streams of rows."""

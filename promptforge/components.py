@@ -67,6 +67,15 @@ class Component(BaseModel):
             raise UserError(_explain(cls, error)) from None
 
 
+def changed(component: BaseModel, option: str) -> bool:
+    """Whether an option has another value than its default.
+
+    What an artifact or a run tells of a component names every option, so having one named says nothing.
+    """
+    field = type(component).model_fields[option]
+    return bool(getattr(component, option) != field.get_default(call_default_factory=True))
+
+
 def _explain(cls: type[Component], error: ValidationError) -> str:
     lines = []
     known = list(cls.model_fields)

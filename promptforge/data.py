@@ -164,7 +164,7 @@ def _checked(
                     f"{did_you_mean(column, list(row))} Its columns: {listed(list(row), 30)}."
                 ) from None
             # Most values are texts, and a call for each would take a third of the time.
-            if (not value or value.isspace()) if value.__class__ is str else _missing(value):
+            if (not value or value.isspace()) if value.__class__ is str else missing(value):
                 raise UserError(
                     f"{source}: row {number} has no value in the column {column!r} (row 1 is "
                     f"the first row of data). Fill it in or delete the row."
@@ -177,7 +177,8 @@ def check_row(row: Row, columns: Sequence[str], source: str, number: int) -> Non
     next(_checked(iter([row]), source, tuple(columns), number - 1))
 
 
-def _missing(value: Any) -> bool:
+def missing(value: Any) -> bool:
+    """Whether a cell holds nothing: None, NaN, or a text of nothing but spaces."""
     if isinstance(value, str):
         return not value or value.isspace()
     # A NaN is how pandas writes an empty cell.
@@ -192,7 +193,7 @@ def label_text(value: Any) -> str | None:
     """
     if hasattr(value, "item") and not isinstance(value, str):  # a numpy scalar
         value = value.item()
-    if _missing(value):
+    if missing(value):
         return None
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -244,6 +245,8 @@ def examples(
             raise UserError(f"{where}. Fill it in or delete the row.")
         found.append(Example(row, mapping.get(text, text), number))
     _check_labels(found, labels, label_column, origin, complete)
+    if labels is None:
+        _warn_alike(found, label_column, origin, report)
     warn_duplicates(found, label_column, text_columns, origin, report)
     return announce(found, origin)
 
@@ -318,6 +321,22 @@ def _check_labels(
             f"{origin}: every row has the label {next(iter(counts))!r} in the column {column!r}; "
             f"a classifier needs at least two. Add rows of another label."
         )
+
+
+def _warn_alike(found: list[Example], column: str, origin: str, report: Reporter) -> None:
+    """Warn of learned labels that only upper and lower case or spaces tell apart."""
+    alike: dict[str, Counter[str]] = {}
+    for example in found:
+        key = " ".join(example.label.casefold().split())
+        alike.setdefault(key, Counter())[example.label] += 1
+    for counts in alike.values():
+        if len(counts) > 1:
+            told = ", ".join(f"{label!r} ({count} rows)" for label, count in counts.items())
+            report.warn(
+                f"{origin}: the column {column!r} has labels that differ only in upper and lower case or "
+                f"in spaces: {told}. Each is a label of its own. If they are one, write it the same in "
+                "all rows."
+            )
 
 
 def warn_duplicates(

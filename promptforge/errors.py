@@ -18,13 +18,19 @@ class UserError(PromptForgeError, ValueError):
     exit_code = 2
 
 
-def did_you_mean(word: str, known: list[str]) -> str:
-    """`" Did you mean 'x'?"` for the nearest of `known`, else an empty string."""
+def nearest(word: str, known: list[str]) -> str:
+    """The one of `known` that `word` is a mistyping of; an empty string where none is near."""
     import difflib
 
     # A table's columns may be called by numbers.
     near = difflib.get_close_matches(word, [str(name) for name in known], n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    return near[0] if near else ""
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """`" Did you mean 'x'?"` for the nearest of `known`, else an empty string."""
+    near = nearest(word, known)
+    return f" Did you mean {near!r}?" if near else ""
 
 
 def listed(names: list[str], most: int = 12) -> str:

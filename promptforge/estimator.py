@@ -13,7 +13,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
@@ -35,6 +34,7 @@ from promptforge.estimator_input import (
     as_weights,
     as_words,
     by_label,
+    check_values,
     columns,
     same_length,
     written,
@@ -52,8 +52,7 @@ from promptforge.tuning.backends import backend_class
 from promptforge.tuning.settings import Settings
 from promptforge.tuning.train import Run, train
 
-# A model has room for the weights of one classifier, and a training seeds the process's random
-# numbers: one thread works at a time.
+# A model has room for the weights of one classifier: one thread works at a time.
 _alone = threading.RLock()
 _loaded: WeakValueDictionary[tuple[str, ...], Backbone] = WeakValueDictionary()
 _last: list[Backbone] = []
@@ -231,7 +230,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise UserError(
                 f"y has {len(classes)} class ({written(classes[0])!r}); a classifier needs at least two classes."
             )
-        task = self._task([NO, YES] if sets else [written(c) for c in classes], rows[0], sets)
+        task = self._task([NO, YES] if sets else [written(c) for c in classes], rows, sets)
         weights = as_weights(sample_weight, len(y))
         examples = as_examples(rows, y, task, "X")
         dev: list[Example] = []
@@ -262,7 +261,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             class_weight = {written(label): float(w) for label, w in class_weight.items()}
         components, settings = self._components(), self._settings()
         policy = components.pop("exit-policy", None)
-        with _alone, torch.random.fork_rng(devices=[]):
+        with _alone:
             run = train(
                 task,
                 examples,
@@ -370,13 +369,14 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     # --- the parts ------------------------------------------------------------------------
 
-    def _task(self, labels: list[str], row: Row, sets: MultiLabel | None) -> Task:
+    def _task(self, labels: list[str], rows: list[Row], sets: MultiLabel | None) -> Task:
         if len(set(labels)) < len(labels):
             raise UserError(f"y has two labels that are written the same: {listed(labels)}.")
         task = Task.inline(
             as_templates(self.templates), labels=as_words(self.words, labels), multi_label=sets
         )
-        task.check(row)
+        check_values(rows, task.inputs, "X")
+        task.check(rows[0])
         return task
 
     def _split(self, y: NDArray[Any], by: Any, seed: int) -> tuple[list[int], list[int]]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import column_or_1d
 
-from promptforge.data import Example, Row, label_text
+from promptforge.data import Example, Row, label_text, missing
 from promptforge.errors import UserError, listed
 from promptforge.multilabel import MultiLabel
 from promptforge.task import Task
@@ -40,26 +40,45 @@ def as_rows(given: Any, what: str = "X") -> list[Row]:
             )
         given = given.ravel().tolist()
     rows: list[Row] = []
-    for i, item in enumerate(given):
+    for number, item in enumerate(given, start=1):
         if isinstance(item, Mapping):
             rows.append(dict(item))
         elif isinstance(item, str):
             rows.append({"text": item})
         else:
             raise UserError(
-                f"{what}: row {i} is {type(item).__name__}; give texts, or mappings of column to value."
+                f"{what}: row {number} is {type(item).__name__}; give texts, or mappings of column to value."
             )
     if not rows:
         raise UserError(f"{what} has no rows (0 samples); at least 1 is required.")
     return rows
 
 
+def check_values(rows: Sequence[Row], names: Sequence[str], what: str) -> None:
+    """Raise a `UserError` for a row that has nothing in any of the columns that the templates use.
+
+    One that is empty in some of them may be meant: `{{ title or '' }} {{ text }}`.
+    """
+    for number, row in enumerate(rows, start=1):
+        values = [row[name] for name in names if name in row]
+        if values and all(map(missing, values)):
+            raise UserError(
+                f"{what}: row {number} has no value in {listed(list(names))} (row 1 is the first). Fill it "
+                "in or leave the row out."
+            )
+
+
 def columns(rows: Sequence[Row], names: Sequence[str], what: str) -> list[Row]:
-    """The columns that the templates use, and no others."""
-    for i, row in enumerate(rows):
+    """The columns that the templates use, and no others.
+
+    Raises:
+        UserError: a row without one of them, or with nothing in all of them.
+    """
+    check_values(rows, names, what)
+    for number, row in enumerate(rows, start=1):
         if lacking := [name for name in names if name not in row]:
             raise UserError(
-                f"{what}: row {i} has no column {listed(lacking)}. It has {listed(list(map(str, row)))}."
+                f"{what}: row {number} has no column {listed(lacking)}. It has {listed(list(map(str, row)))}."
             )
     return [{name: row[name] for name in names} for row in rows]
 

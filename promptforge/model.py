@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from promptforge.backbone.base import Backbone
+from promptforge.backbone.turns import in_turn
 from promptforge.backbone.weights import Weights
 from promptforge.calibration import Calibration
 from promptforge.classifier import Classifier, Probabilities, Rows
@@ -20,9 +20,10 @@ from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.readout import Readout
 from promptforge.row_json import row_to_json
-from promptforge.selection import DemonstrationSelector
-from promptforge.task import Task
+from promptforge.selection import DemonstrationSelector, check_samples
+from promptforge.task import TASK_FILE, Task
 from promptforge.template import Mask, Prompt, Soft
+from promptforge.truncation import CutCounter
 from promptforge.verbalizer import LabelWords, Verbalizer
 
 
@@ -35,7 +36,7 @@ class Filled:
     probability: float
 
 
-class PromptModel(Classifier):
+class PromptModel(CutCounter, Classifier):
     """Classifies rows with prompts.
 
     Several patterns are averaged: each gives class probabilities, and their mean decides.
@@ -73,6 +74,8 @@ class PromptModel(Classifier):
         tuned: Mapping[str, Mapping[str, Tensor]] | None = None,
         report: Reporter | None = None,
     ) -> None:
+        super().__init__()
+        check_samples(samples, demonstrations)
         backbone.need_head()
         self.backbone = backbone
         self.weights = weights
@@ -99,9 +102,6 @@ class PromptModel(Classifier):
         self._verbalizers: dict[str, Verbalizer] = {}
         self._calibrations: dict[str, Calibration] = {}
         self._states: dict[Any, Tensor] | None = {} if remember else None
-        self.cut: Counter[str] = Counter()  # source -> tokens
-        self.cut_rows: Counter[str] = Counter()  # pattern -> rows
-        self.warn_cuts = True
         self._opening: tuple[Soft, ...] = ()  # while its soft tokens are trained
 
     def with_words(
@@ -214,12 +214,16 @@ class PromptModel(Classifier):
             UserError: a mistake in the template, or a row that does not fit the model.
         """
         self.backbone.apply(self.weights)
-        encoded = self.encode_rows(pattern, rows, draw)
+        encoded = self.encode_rows(pattern, rows, draw, what)
         label = f"{what}, pattern {pattern}" if len(self.task.patterns) > 1 else what
         return Readout(self.backbone, encoded, self._remembered(encoded, label), rows)
 
     def encode_rows(
-        self, pattern: str, rows: Sequence[Mapping[str, Any]], draw: int | None = None
+        self,
+        pattern: str,
+        rows: Sequence[Mapping[str, Any]],
+        draw: int | None = None,
+        what: str = "Reading",
     ) -> list[Encoded]:
         """The prompts of `rows` as the model takes them; what was cut is counted and said.
 
@@ -231,7 +235,7 @@ class PromptModel(Classifier):
         if self.demonstrations is not None:
             self.demonstrations.prepare(rows)
         encoded = self.encode(pattern, [self.prompt(pattern, row, draw) for row in rows])
-        self._count_cuts(encoded, pattern)
+        self.count_cuts(encoded, pattern, self.backbone.encoder.max_length, self.report, what)
         return encoded
 
     def _remembered(self, encoded: list[Encoded], label: str) -> Tensor:
@@ -249,23 +253,6 @@ class PromptModel(Classifier):
             )
         return torch.stack([known[key] for key in keys])
 
-    def _count_cuts(self, encoded: list[Encoded], pattern: str) -> None:
-        rows = sum(bool(e.cut) for e in encoded)
-        if not rows:
-            return
-        tokens: Counter[str] = Counter()
-        for e in encoded:
-            tokens.update(e.cut)
-        self.cut.update(tokens)
-        self.cut_rows[pattern] += rows
-        if not self.warn_cuts:
-            return
-        where = ", ".join(f"{source} by {n} tokens" for source, n in tokens.items())
-        self.report.warn(
-            f"{rows} of {len(encoded)} rows were cut to fit {self.backbone.encoder.max_length} tokens "
-            f"(pattern {pattern}: {where})."
-        )
-
     # --- readouts to classes --------------------------------------------------------------
 
     def verbalizer(self, pattern: str, encoded: Encoded) -> Verbalizer:
@@ -274,11 +261,18 @@ class PromptModel(Classifier):
             made = self._prototype.model_copy(deep=True)
             # What it starts from is the model's own, whatever is tuned; and it can be trained.
             self.backbone.apply(None)
+            words, folder = self.task.words_for(pattern), self.task.folder
             with torch.inference_mode(False), torch.no_grad():
-                made.bind(
-                    self.labels, self.task.words_for(pattern), self.backbone,
-                    space_before=encoded.slots[made.slot].space_before, report=self.report,
-                )  # fmt: skip
+                try:
+                    made.bind(
+                        self.labels, words, self.backbone,
+                        space_before=encoded.slots[made.slot].space_before, report=self.report,
+                    )  # fmt: skip
+                except UserError as error:
+                    # Only here is it known which file the words that are missing belong to.
+                    if folder is None or words is not self.task.labels or all(words.values()):
+                        raise
+                    raise UserError(f"{folder / TASK_FILE}: {error}") from None
                 for name, value in self.tuned.get(pattern, {}).items():
                     made.parameters()[name].copy_(value)
             self.backbone.apply(self.weights)
@@ -308,6 +302,7 @@ class PromptModel(Classifier):
         self.backbone.apply(self.weights)
         self._fit_calibration(pattern, None)
 
+    @in_turn
     def calibrate(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Fit verbalizer and calibration on rows (their labels are never looked at)."""
         fits = self._prototype.fits_rows
@@ -360,10 +355,10 @@ class PromptModel(Classifier):
         varies = self.demonstrations is not None and self.demonstrations.varies
         return [*range(self.samples)] if varies and self.samples > 1 else [None]
 
+    @in_turn
     def part_probabilities(self, rows: Rows, what: str = "Reading") -> dict[str, Probabilities]:
         """Class probabilities of each pattern, [rows, labels]: the mean over the samples."""
-        with self.backbone.busy:
-            return {name: self._probabilities(name, rows, what) for name in self.task.patterns}
+        return {name: self._probabilities(name, rows, what) for name in self.task.patterns}
 
     def _probabilities(self, pattern: str, rows: Rows, what: str) -> Probabilities:
         found = [
@@ -374,6 +369,7 @@ class PromptModel(Classifier):
         ]
         return torch.stack(found).mean(0).cpu().numpy()
 
+    @in_turn
     def fill(self, row: Mapping[str, Any], top: int = 10) -> dict[str, list[list[Filled]]]:
         """The most likely tokens: pattern -> per place in its masks -> words, best first."""
         return {

@@ -22,6 +22,7 @@ from promptforge.data import Example, Row, label_text
 from promptforge.errors import UserError, did_you_mean, listed
 from promptforge.evaluation import MultiLabelEvaluation
 from promptforge.progress import Reporter
+from promptforge.truncation import CutCounter
 
 #: The variable of the templates that holds the candidate a question is about.
 LABEL = "label"
@@ -264,6 +265,11 @@ class MultiLabelModel(Classifier):
     def inner(self) -> Classifier:
         """The classifier of the questions."""
         return self.binary
+
+    @property
+    def cut_counters(self) -> list[CutCounter]:
+        """Those of the classifier that is asked."""
+        return self.binary.cut_counters
 
     def forget(self) -> None:
         """Remember nothing of what is read, from now on."""

@@ -66,6 +66,8 @@ class RowWriter:
         self.format = _format(self.path, format)
         self.columns: list[str] | None = None
         self.done = 0
+        #: rows of an interrupted run that `resume` would have gone on from
+        self.given_up = 0
         self.rows = 0
         self._bytes = 0
         self._file: IO[bytes] | None = None
@@ -93,6 +95,8 @@ class RowWriter:
                 try:
                     if self.resume:
                         self._recall()
+                    else:
+                        self.given_up = self._left()
                     self._file.truncate(self._bytes)
                     self._file.seek(self._bytes)
                     self._record()
@@ -211,6 +215,13 @@ class RowWriter:
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
+
+    def _left(self) -> int:
+        """How many rows an interrupted run of the same input and options has left."""
+        with suppress(UserError):
+            self._recall()
+        left, self.done, self.rows, self._bytes, self.columns = self.done, 0, 0, 0, None
+        return left
 
     def _recall(self) -> None:
         """Take up the state of an earlier run, if there is one."""

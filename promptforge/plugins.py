@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import importlib.metadata as metadata
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, wraps
+from functools import update_wrapper, wraps
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -205,22 +207,53 @@ class PluginManager:
 _disabled: set[str] = set()
 
 
-def disable(names: set[str]) -> None:
-    """Switch plugins off (`-p no:NAME`); call it before the manager is first used."""
-    _disabled.update(names)
-    manager.cache_clear()
+class _Once:
+    """A function whose value is made at the first call, by one thread while others wait for it."""
+
+    def __init__(self, make: Callable[[], PluginManager]) -> None:
+        update_wrapper(self, make)
+        self._make, self._lock = make, threading.RLock()
+        self.made: PluginManager | None = None
+
+    def __call__(self) -> PluginManager:
+        with self._lock:
+            if self.made is None:
+                self.made = self._make()
+            return self.made
+
+    def cache_clear(self) -> None:
+        """Have it made anew at the next call."""
+        self.made = None
 
 
-@cache
+@_Once
 def manager() -> PluginManager:
     """The process's plugin manager, made at the first call."""
     from_env = {n.strip() for n in os.environ.get(DISABLE_VARIABLE, "").split(",") if n.strip()}
     return PluginManager(frozenset(_disabled | from_env))
 
 
+def disable(names: set[str]) -> None:
+    """Switch plugins off (`-p no:NAME`); call it before the manager is first used."""
+    _disabled.update(names)
+    manager.cache_clear()
+
+
+@contextmanager
+def switches_restored() -> Iterator[None]:
+    """What is switched off while this lasts is on again afterwards."""
+    disabled, made = set(_disabled), manager.made
+    try:
+        yield
+    finally:
+        if _disabled != disabled:
+            _disabled.intersection_update(disabled)
+            manager.made = made
+
+
 def known_problems() -> list[Problem]:
     """What went wrong with plugins so far; nothing where no command has asked for any."""
-    return manager().problems if manager.cache_info().currsize else []
+    return manager.made.problems if manager.made else []
 
 
 def build(role: str, name: str, **options: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PrivateAttr
 
 from promptforge.components import Component
+from promptforge.errors import UserError
 from promptforge.multilabel import LABEL, NO, YES
 
 if TYPE_CHECKING:
@@ -69,6 +70,15 @@ class DemonstrationSelector(Component):
 
     def prepare(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Told which rows will be asked for next, so that work can be done for all at once."""
+
+
+def check_samples(samples: int, selector: DemonstrationSelector | str | None) -> None:
+    """Raise a `UserError` where draws of demonstrations are to be averaged, and none are shown."""
+    if samples > 1 and selector is None:
+        raise UserError(
+            f"--samples {samples} averages over draws of demonstrations, and none are shown: choose them with "
+            "--demonstrations (in Python: demonstrations=...), or leave --samples out."
+        )
 
 
 def fit_selector(

@@ -6,6 +6,7 @@ with label words of its own or the task's; the two always travel together.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from promptforge import data as tables
 from promptforge.data import AnyReader, Example, Row, examples, labels_of, read_rows
-from promptforge.errors import UserError, did_you_mean, listed
+from promptforge.errors import UserError, did_you_mean, listed, nearest
 from promptforge.multilabel import LABEL, MultiLabel
 from promptforge.plugins import manager
 from promptforge.progress import Reporter
@@ -23,6 +24,8 @@ from promptforge.template import Template
 from promptforge.verbalizer import Words
 
 TASK_FILE = "task.toml"
+#: The tables of a task that commands look for by themselves.
+SPLITS = ("train", "dev", "test", "unlabeled")
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,12 @@ class Task:
     generates: bool = False
 
     @classmethod
-    def load(cls, name: str | Path) -> Task:
+    def load(cls, name: str | Path, report: Reporter | None = None) -> Task:
         """A task from a folder, a `task.toml`, or the name of a shipped task.
+
+        Args:
+            name: which.
+            report: where warnings go.
 
         Raises:
             UserError: no such task, or a mistake in its files, with file and key.
@@ -93,16 +100,16 @@ class Task:
 
         path = expanded(name)
         if path.name == TASK_FILE and path.is_file():
-            return read_task(path.parent)
+            return read_task(path.parent, report)
         if path.is_dir():
             if not (path / TASK_FILE).is_file():
                 from promptforge.tuning.run import no_task
 
                 raise no_task(path)
-            return read_task(path)
+            return read_task(path, report)
         folders = task_folders()
         if str(name) in folders:
-            return read_task(folders[str(name)])
+            return read_task(folders[str(name)], report)
         raise UserError(
             f"There is no task {str(name)!r}: neither a folder nor a shipped task."
             f"{did_you_mean(str(name), list(folders))} Shipped: {listed(list(folders), 30)}."
@@ -266,8 +273,11 @@ class Task:
             UserError: the task has none.
         """
         if split not in self.data:
+            near = did_you_mean(split, list(self.data))
+            for name, meant in mistyped_splits(self.data).items():
+                near = f" Is {name!r} a mistyped {split!r}?" if meant == split else near
             raise UserError(
-                f"The task {self.name!r} has no {split!r} data. Give a file, or add it to {TASK_FILE}, [data]. "
+                f"The task {self.name!r} has no {split!r} data.{near} Give a file, or add it to {TASK_FILE}, [data]. "
                 f"It has: {listed(list(self.data)) or 'none'}."
             )
         return self.data[split]
@@ -282,7 +292,7 @@ class Task:
     ) -> list[Example]:
         """Labelled examples from a table or a split's name; see `promptforge.data.examples`."""
         self.need_labels()
-        source = self.path(str(source)) if str(source) in self.data else source
+        source = self._table(source)
         if self.multi_label:  # a row without a label is one with none of them
             return self.multi_label.examples(
                 read_rows(source, self.inputs, reader=reader), self.label_column, str(source),
@@ -355,7 +365,7 @@ class Task:
         Raises:
             UserError: a missing column, a row without a value in one of them, no rows.
         """
-        source = self.path(str(source)) if str(source) in self.data else source
+        source = self._table(source)
         found = read_rows(source, [*self.inputs, self.label_column], reader=reader)
         if not found:
             raise UserError(f"{source} has no rows.")
@@ -363,13 +373,38 @@ class Task:
 
     def rows(self, source: str | Path, *, reader: AnyReader = None) -> list[Row]:
         """Rows without labels from a table or a split's name."""
-        source = self.path(str(source)) if str(source) in self.data else source
-        return read_rows(source, list(self.inputs), reader=reader)
+        return read_rows(self._table(source), list(self.inputs), reader=reader)
+
+    def _table(self, source: str | Path) -> str | Path:
+        """The table of a split where `source` is its name, else `source`.
+
+        Raises:
+            UserError: neither a split nor a file, and near the name of a split.
+        """
+        name = str(source)
+        word = not Path(name).suffix and Path(name).name == name and not expanded(name).exists()
+        if name in self.data or (word and nearest(name, list(self.data))):
+            return self.path(name)
+        return source
 
 
 def _lists(words: Mapping[str, str | Sequence[str]]) -> Words:
     """Label -> its words; one word may be given as a text."""
     return {k: [some] if isinstance(some, str) else list(some) for k, some in words.items()}
+
+
+def mistyped_splits(data: Mapping[str, str]) -> dict[str, str]:
+    """Names in [data] that are near one of `SPLITS` that is not there, and that one.
+
+    A name that has it as a word of its own ("train-small", "test2") is a split of the user's.
+    """
+    absent = [split for split in SPLITS if split not in data]
+    found = {}
+    for name in data:
+        own = name in SPLITS or set(re.split("[^a-z]+", name)) & set(SPLITS)
+        if not own and (near := nearest(name.lower(), absent)):
+            found[name] = near
+    return found
 
 
 def task_from_data(

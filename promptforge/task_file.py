@@ -8,12 +8,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from promptforge.classifier import ENSEMBLE
-from promptforge.errors import UserError, listed
+from promptforge.errors import UserError, listed, nearest
 from promptforge.multilabel import LABEL, NO, YES, MultiLabel
 from promptforge.plugins import manager
+from promptforge.progress import Reporter
 from promptforge.remote import expanded
 from promptforge.scale import Scale
-from promptforge.task import TASK_FILE, Pattern, Task
+from promptforge.task import TASK_FILE, Pattern, Task, mistyped_splits
 from promptforge.template import Template
 
 
@@ -63,8 +64,12 @@ class _TaskFile(_Strict):
     patterns: dict[str, _Pattern] = {}
 
 
-def read_task(folder: Path) -> Task:
+def read_task(folder: Path, report: Reporter | None = None) -> Task:
     """The task in a folder.
+
+    Args:
+        folder: where it lies.
+        report: where warnings go.
 
     Raises:
         UserError: a mistake in its files, with file and key.
@@ -76,7 +81,8 @@ def read_task(folder: Path) -> Task:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     except ValidationError as error:
         wrong = [
-            f"{'.'.join(map(str, e['loc']))}: {_said(e['type'], e['msg'])}" for e in error.errors()
+            f"{'.'.join(map(str, e['loc']))}: {_said(e['type'], e['msg'], e['loc'])}"
+            for e in error.errors()
         ]
         raise UserError(f"{path}: {'; '.join(wrong[:5])}.") from None
     check_name(parsed.name, f"{path}: name")
@@ -100,6 +106,10 @@ def read_task(folder: Path) -> Task:
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     multi_label = _multi_label(path, parsed)
+    for name, near in mistyped_splits(parsed.data).items():
+        (report or Reporter()).warn(
+            f"{path}: data.{name}: no command looks for a table of that name. Did you mean {near!r}?"
+        )
     declared = parsed.patterns or {
         p.stem: _Pattern(file=p.name) for p in sorted(folder.glob("*.jinja"))
     }
@@ -201,6 +211,15 @@ def write_task(task: Task, folder: Path) -> None:
         (folder / str(patterns[name]["file"])).write_text(source, encoding="utf-8", newline="\n")
 
 
+#: table of the file -> what may stand in it
+_TABLES: dict[object, type[BaseModel]] = {
+    "columns": _Columns,
+    "scale": _Scale,
+    "multi_label": _MultiLabel,
+    "generate": _Generate,
+    "patterns": _Pattern,
+}
+
 #: What pydantic finds -> what to do about it; the rest is said in its words.
 _REMEDIES = {
     "extra_forbidden": "there is no such key here (a key belongs to the [table] above it)",
@@ -210,7 +229,11 @@ _REMEDIES = {
 }
 
 
-def _said(kind: str, message: str) -> str:
+def _said(kind: str, message: str, place: tuple[int | str, ...]) -> str:
+    if kind == "extra_forbidden":
+        table = _TABLES[place[0]] if len(place) > 1 else _TaskFile
+        if near := nearest(str(place[-1]), list(table.model_fields)):
+            return f"there is no such key here (did you mean {near!r}?)"
     return _REMEDIES.get(kind, message)
 
 

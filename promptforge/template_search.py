@@ -24,7 +24,7 @@ from promptforge.errors import UserError
 from promptforge.model import PromptModel
 from promptforge.plugins import build
 from promptforge.progress import Reporter
-from promptforge.task import Pattern, Task
+from promptforge.task import TASK_FILE, Pattern, Task
 from promptforge.template import Template
 from promptforge.tuning import jobs as job_queue
 from promptforge.tuning.backends import Backend, started
@@ -173,9 +173,10 @@ def search_template(
 def _check(task: Task, words: Words, train: Sequence[Example]) -> None:
     for label in task.labels:
         if not words.get(label):
+            file = task.folder / TASK_FILE if task.folder else TASK_FILE
             raise UserError(
                 f"The label {label!r} has no words, and a template is written around them. Give it one "
-                "in task.toml, [labels], or find some: 'promptforge search-verbalizer'."
+                f"in {file}, [labels], or find some: 'promptforge search-verbalizer'."
             )
         if not any(e.label == label for e in train):
             raise UserError(f"The label {label!r} has no rows to learn templates from.")

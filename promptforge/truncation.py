@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from promptforge.errors import UserError
+from promptforge.progress import Reporter
 from promptforge.template import COLUMN, FIRST, KEEP, LAST, Text
 from promptforge.text_encoder import TextEncoder
+
+if TYPE_CHECKING:
+    from promptforge.encode import Encoded
 
 #: No token of ordinary text is longer, so longer texts are cut to this many characters a token
 #: before they are tokenized: a 10 MB cell costs no more than a long one.
@@ -186,3 +193,53 @@ def _cut(runs: list[Run], piece: _Piece, tokens: int) -> int:
         lost = len(spans) if start is None else sum(a < start for a, _ in spans)
     runs[piece.run].texts[piece.index] = replace(text, text=string)
     return lost
+
+
+class CutCounter:
+    """Counts what was cut from all that it reads, and says so.
+
+    Attributes:
+        cut: source -> tokens that were cut.
+        cut_rows: pattern -> prompts that were cut; whole texts count under "".
+        read_rows: pattern -> prompts that were read.
+        cut_limit: tokens that they were cut to fit.
+        warn_cuts: whether each reading in which something was cut warns.
+    """
+
+    def __init__(self) -> None:
+        self.cut: Counter[str] = Counter()
+        self.cut_rows: Counter[str] = Counter()
+        self.read_rows: Counter[str] = Counter()
+        self.cut_limit = 0
+        self.warn_cuts = True
+
+    def forget_cuts(self) -> None:
+        """Count from the beginning."""
+        for counts in (self.cut, self.cut_rows, self.read_rows):
+            counts.clear()
+
+    def count_cuts(
+        self, encoded: Collection[Encoded], pattern: str, limit: int, report: Reporter, what: str
+    ) -> None:
+        """Count prompts of one reading, `what`; `limit`: tokens that the model takes."""
+        self.cut_limit = limit
+        self.read_rows[pattern] += len(encoded)
+        for e in encoded:
+            if e.cut:
+                self.cut.update(e.cut)
+                self.cut_rows[pattern] += 1
+        if self.warn_cuts and (told := told_cuts(encoded, pattern, limit)):
+            report.warn(f"{what}: {told}")
+
+
+def told_cuts(encoded: Collection[Encoded], pattern: str, limit: int) -> str:
+    """A sentence about what was cut from prompts of one pattern ("": whole texts), or ""."""
+    tokens: Counter[str] = Counter()
+    for e in encoded:
+        tokens.update(e.cut)
+    rows = sum(bool(e.cut) for e in encoded)
+    where = ", ".join(f"{source} by {n} tokens" for source, n in tokens.items())
+    where = f"pattern {pattern}: {where}" if pattern else where
+    return (
+        f"{rows} of {len(encoded)} rows were cut to fit {limit} tokens ({where})." if rows else ""
+    )

@@ -19,6 +19,7 @@ from promptforge.backbone.weights import Weights
 from promptforge.components import parse_options
 from promptforge.plugins import build, component
 from tests import adding
+from tests.test_exits import albert
 
 each = pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 Command = Callable[..., Any]
@@ -242,6 +243,9 @@ def test_targets_beside_a_matrix_inside_take_what_it_takes() -> None:
         ({"form": "multi-head"}, "form=multi-head is for attention: add at=attention"),
         ({"targets": "output.dense", "layers": [99]}, "layers goes with at, and targets='output.dense' stands in its"),
         ({"targets": "output.dense", "form": "multi-head"}, "form=multi-head needs the heads.*Write at=attention"),
+        ({"targets": "output.dense", "at": "attention"}, "at=attention and targets='output.dense' both say where"),
+        ({"scale": 2.0}, "scale=2.0 is of composition=scaled, and composition=simple has none: add composition=scaled"),
+        ({"scale": "trained", "composition": "gated"}, "scale=trained is of composition=scaled, and composition=gated"),
         ({"size": 0}, "option 'size'"),
         ({"form": "diagonal"}, "option 'form'"),
     ],
@@ -249,6 +253,31 @@ def test_targets_beside_a_matrix_inside_take_what_it_takes() -> None:
 def test_what_is_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=f"(?s){says}"):
         adding.added(adding.tuner(tiny.fresh("bert"), "adapter", **options))
+
+
+@pytest.mark.parametrize("name", ["houlsby", "pfeiffer", "parallel"])
+def test_a_scale_that_does_not_count(name: str) -> None:
+    with pytest.raises(UserError, match=f"method '{name}': scale=3.0 is of composition=scaled"):
+        adding.added(adding.tuner(tiny.fresh("bert"), name, scale=3))
+    both = adding.tuner(tiny.fresh("bert"), name, scale=3, composition="scaled")
+    assert {d.scale for d in adding.added(both).deltas().values()} == {3.0}
+
+
+@pytest.mark.parametrize("method", ["adapter", "parallel", "lora", "ia3"])
+def test_layers_that_share_their_matrices_are_changed_together(method: str) -> None:
+    """ALBERT calls one layer again and again: what is added to it is added to all."""
+    backbone = albert()
+    with pytest.raises(
+        UserError, match=rf"{method}': layers=\[0, 2\] .* the same matrices in layers 1, 3, 4 too"
+    ):
+        adding.added(adding.tuner(backbone, method, layers=[2, 0]))
+    with pytest.raises(UserError, match=r"the same matrices in layer 4 too"):
+        adding.added(adding.tuner(backbone, method, layers=[0, 1, 2, 3]))
+    every = [
+        adding.added(adding.tuner(backbone, method, layers=layers)).deltas()
+        for layers in ([], [0, 1, 2, 3, 4])
+    ]
+    assert every[0].keys() == every[1].keys() and every[0]
 
 
 @pytest.mark.parametrize("method", ["lora", "houlsby"])

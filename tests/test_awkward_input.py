@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,30 @@ def test_texts_that_are_too_long(command: Command, base: tuple[Any, ...]) -> Non
     (warning,) = [line for line in ran.err.splitlines() if "cut" in line]
     assert "2 of 3 rows were cut to fit 40 tokens (pattern it-was: text by " in warning
     assert "cut: " in command("render", *base, *limit, "--data", source).out
+
+
+@pytest.mark.parametrize("strategy", ["prompt", "finetune", "ensemble"])
+def test_what_training_cuts_is_told_once(
+    command: Command, base: tuple[Any, ...], strategy: str
+) -> None:
+    source = table(["a good film " * 100] * 4 + ["a bad film"] * 4)
+    for split in ("train", "dev", "test"):
+        shutil.copy(source, base[0] / f"{split}.csv")
+    ran = command(
+        "train", *base, "--strategy", strategy, "--steps", 2,
+        "--max-length", 40, "--run", "run", *(("-o", "strategy.repetitions=2") if strategy == "ensemble" else ()),
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    cut = [line for line in ran.err.splitlines() if "were cut" in line]
+    training = [line for line in cut if line.startswith("Warning: Training: ")]
+    said = "4 of 8 rows were cut to fit 40 tokens"
+    assert len(training) == 1 and said in training[0], cut
+    measured = [line for line in cut if "Measuring on " in line]
+    assert measured and all(said in line for line in measured), cut
+    assert len(cut) == len(training) + len(measured), cut
+    ran = command("predict", "run", "--data", source, "--chunk", 3, "-O", "out.csv")
+    (warning,) = [line for line in ran.err.splitlines() if "were cut" in line]
+    assert re.search(r"(4 of 8 rows|8 of 16 prompts) were cut", warning)
 
 
 def test_rows_that_repeat(command: Command, base: tuple[Any, ...]) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from promptforge.verbalizer import LabelWords
+
 Command = Callable[..., Any]
 Folder = Callable[[str], Path]
 IT_WAS = "{{ text }} It was {{ mask }}"
@@ -187,7 +189,19 @@ def test_templates(fails: Callable[..., str], name: str) -> None:
         ('name = "t"', "columns"),
         ('name = "t"\n[columns]\ninputs = ["a"]\n[labels]\na = ["b"]', "labels"),
         ('name = "t"\n[columns]\ninputs = "a"\n[labels]\na = ["b"]\nc = ["d"]', "columns.inputs"),
-        ('name = "t"\ncolour = 3', "colour: there is no such key here"),
+        ('name = "t"\nsize = 3', "size: there is no such key here (a key belongs to"),
+        (
+            NAMED.format("t", "p").replace("inputs", "input"),
+            "columns.input: there is no such key here (did you mean 'inputs'?)",
+        ),
+        (
+            NAMED.format("t", "p").replace("[labels]", "[label]"),
+            "label: there is no such key here (did you mean 'labels'?)",
+        ),
+        (
+            NAMED.format("t", "p") + "word = {}",
+            "patterns.p.word: there is no such key here (did you mean 'words'?)",
+        ),
         (NAMED.format("t", "p").replace('["b"]', '"b"'), 'labels.a: write a list, such as ["..."]'),
         (
             NAMED.format("t", "p").replace('["text"]', '["text", "label"]'),
@@ -204,6 +218,79 @@ def test_task_files(fails: Callable[..., str], toml: str, expected: str) -> None
     message = fails("evaluate", folder)
     assert "task.toml" in message
     assert expected in message
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (("predict", "--label-column", "label"), "--label-column label: predict reads no labels"),
+        (("predict", "--format", "tsv", "-O", "out.csv"), "--format tsv is for standard output, and the ending of out.csv"),
+        (("predict", "--samples", 2), "--samples 2 averages over draws of demonstrations, and none are shown"),
+        (("evaluate", "--samples", 2), "--samples 2 averages over draws of demonstrations, and none are shown"),
+        (("evaluate", "--split", "dev"), "--split dev is one of the task's own tables, and --data stands in"),
+    ],
+)  # fmt: skip
+def test_options_that_would_do_nothing(
+    fails: Callable[..., str], args: tuple[object, ...], expected: str
+) -> None:
+    assert expected in fails(args[0], task_folder(), *args[1:], "--data", put("d.csv", GOOD))
+
+
+def test_a_label_column_tells_texts_from_labels(command: Command, tiny_model: Folder) -> None:
+    """Without a TASK a template may read a column called "label" only where another has the labels."""
+    put("d.csv", "label,gold\ngreat fun,pos\ndull,neg\n")
+    LabelWords(["pos", "neg"], {"inline": {"pos": ["good"], "neg": ["bad"]}}).save("v.json")
+    base = ("predict", "--data", "d.csv", "--template", "{{ label }} It was {{ mask }}",
+            "--verbalizer", "v.json", "--model", tiny_model("bert"))  # fmt: skip
+    assert "Name the right one with --label-column" in command(*base).err
+    ran = command(*base, "--label-column", "gold")
+    assert ran.code == 0, ran.err
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("data", "split", "expected"),
+    [
+        ('tran = "d.csv"', "train", "has no 'train' data. Is 'tran' a mistyped 'train'?"),
+        ('train = "d.csv"\ntets = "d.csv"', "test", "has no 'test' data. Is 'tets' a mistyped 'test'?"),
+        ('hard = "d.csv"\ntest2 = "d.csv"', "test", "has no 'test' data. Did you mean 'test2'?"),
+        ('hard = "d.csv"', "hrad", "has no 'hrad' data. Did you mean 'hard'?"),
+    ],
+)  # fmt: skip
+def test_a_split_that_is_not_there(
+    fails: Callable[..., str], data: str, split: str, expected: str
+) -> None:
+    folder = task_folder(f"[data]\n{data}\n")
+    put("task/d.csv", GOOD)
+    assert expected in fails("evaluate", folder, "--split", split)
+
+
+def test_a_mistyped_split_is_warned_of(command: Command, tiny_model: Folder) -> None:
+    def said(data: str) -> list[str]:
+        (folder / "task.toml").write_text(toml + f"[data]\n{data}", encoding="utf-8")
+        ran = command("evaluate", folder, "--split", "train", "--model", tiny_model("bert"))
+        assert ran.code == 0, ran.err
+        return [line for line in ran.err.splitlines() if "no command looks" in line]
+
+    folder = task_folder()
+    put("task/d.csv", GOOD)
+    toml = (folder / "task.toml").read_text(encoding="utf-8").replace("great", "good")
+    toml = toml.replace("awful", "bad")
+    (line,) = said('train = "d.csv"\nUnlabelled = "d.csv"\n')
+    assert "task.toml: data.Unlabelled: no command looks for a table of that name." in line
+    assert line.endswith("Did you mean 'unlabeled'?")
+    # Splits of one's own are nobody's mistake.
+    assert not said('train = "d.csv"\ntest2 = "d.csv"\ndev-hard = "d.csv"\nhard = "d.csv"\n')
+    assert not said('train = "d.csv"\ntest = "d.csv"\ntests = "d.csv"\n')
+
+
+def test_label_words_that_are_missing(fails: Callable[..., str], tiny_model: Folder) -> None:
+    folder = task_folder()
+    file = folder / "task.toml"
+    file.write_text(file.read_text(encoding="utf-8").replace('["great"]', "[]"), encoding="utf-8")
+    message = fails("predict", folder, "--data", put("d.csv", GOOD), "--model", tiny_model("bert"))
+    assert f"{file}: The label 'pos' has no words." in message
 
 
 @pytest.mark.usefixtures("no_model")

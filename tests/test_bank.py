@@ -6,6 +6,7 @@ import csv
 import gc
 import json
 import threading
+import weakref
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -149,7 +150,8 @@ def test_rows_of_all_tasks_get_what_they_get_alone(architecture: str) -> None:
     alone = {name: model.predict_proba(own[name]) for name, model in models.items()}
     for name, model in models.items():
         # Each addition does something: a bank that left it out would be seen.
-        plain = PromptModel(backbone, model.task, demonstrations=model.demonstrations, samples=2)
+        shown = model.demonstrations
+        plain = PromptModel(backbone, model.task, demonstrations=shown, samples=2 if shown else 1)
         away = abs(plain.predict_proba(own[name]) - alone[name]).max()
         assert away > 2e-5 if name != "untuned" else away < 1e-6, name
     expected = [alone[name][own[name].index(row)] for name, row in rows]
@@ -287,6 +289,42 @@ def test_tasks_are_added_replaced_and_dropped() -> None:
     with pytest.raises(UserError, match="no task 'a'"):
         bank.predict([("a", row)])
     backbone.apply(None)
+
+
+@pytest.mark.parametrize("change", ["drop", "replace"])
+def test_a_task_that_goes_leaves_no_memory_behind(change: str) -> None:
+    backbone = tiny.backbone("bert")
+    film = task("film", FILM, "{{ text }} It was {{ mask }}")
+    bank = TaskBank(backbone)
+    for name, number in (("a", 0), ("b", 3)):
+        bank.add(name, tuned(backbone, number, film))
+    row, other = texts(1)[0], PromptModel(backbone, film)
+    expected = bank.predict_proba([("b", row)])[0]
+    gone = weakref.ref(next(iter(bank["a"].weights.added.tensors().values())))
+    bank.drop("a") if change == "drop" else bank.replace("a", other)
+    assert gone() is None
+    np.testing.assert_allclose(bank.predict_proba([("b", row)])[0], expected, atol=1e-5)
+    backbone.apply(None)
+
+
+def test_a_task_that_goes_while_it_is_read_leaves_afterwards() -> None:
+    backbone = tiny.backbone("bert")
+    film = task("film", FILM, "{{ text }} It was {{ mask }}")
+    bank = TaskBank(backbone)
+    bank.add("a", tuned(backbone, 0, film))
+    gone = weakref.ref(next(iter(bank["a"].weights.added.tensors().values())))
+
+    def drop(*_: Any) -> None:
+        if "a" in bank:
+            bank.drop("a")
+            assert gone() is not None
+
+    hook = backbone.embedding.register_forward_hook(drop)
+    try:
+        assert len(bank.predict([("a", texts(1)[0])])) == 1
+    finally:
+        hook.remove()
+    assert gone() is None
 
 
 def test_a_task_is_added_while_modules_of_peft_are_in_the_model() -> None:

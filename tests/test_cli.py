@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -77,12 +78,48 @@ def test_quiet_and_debug_stand_anywhere(
 ) -> None:
     base = ("evaluate", reviews, "--model", tiny_model("bert"), "--pattern", "it-was")
     noisy, first, last = command(*base), command("-q", *base), command(*base, "--quiet")
-    assert "Evaluating" in noisy.err and "Evaluating" not in first.err
-    assert "Evaluating" not in last.err
+    progress = "Evaluating: 40/40 rows"
+    assert progress in noisy.err and progress not in first.err and progress not in last.err
     assert noisy.out == first.out == last.out
     assert "No such option" in command(*base, "--quite").err
     with pytest.raises(UserError, match="no pattern"):
         command("evaluate", reviews, "--pattern", "nope", "--debug")
+
+
+def test_the_process_goes_on_as_it_was(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = logging.getLogger("transformers")
+    names = ("TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(names[2], "0")
+    level, manager, inside = log.level, plugins.manager(), []
+
+    def imports_transformers(**_: Any) -> int:
+        inside.extend(os.environ.get(name) for name in names)
+        log.setLevel(level + 10)
+        return 0
+
+    assert command("-p", "no:nope", "plugins").code == 2
+    assert command("-p", "no:demonstrations", "plugins").code == 0
+    assert plugins.manager() is manager and not plugins._disabled
+    monkeypatch.setattr(cli, "main", imports_transformers)
+    assert command("plugins").code == 0
+    assert inside == ["true", "error", "0"]
+    assert [os.environ.get(name) for name in names] == [None, None, "0"]
+    assert log.level == level
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_callers_own_output_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from promptforge.cli import run
+
+    full = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails too
+    before = os.fstat(full.fileno())
+    monkeypatch.setattr(sys, "stdout", full)
+    assert run(["templates", "list", "--json"]) == 1
+    assert os.path.samestat(os.fstat(full.fileno()), before)
+    with pytest.raises(OSError, match="No space"):
+        full.close()
 
 
 def test_a_command_that_is_not_where_it_should_be() -> None:

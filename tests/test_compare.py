@@ -21,7 +21,8 @@ from promptforge.cli.compare import show
 from promptforge.data import Example
 from promptforge.evaluation import paired
 from promptforge.plugins import build
-from promptforge.tuning.compare import Cell, Contender
+from promptforge.tuning.compare import Cell
+from promptforge.tuning.contender import Contender
 from promptforge.tuning.run import RESULTS, RunFolder
 
 Command = Callable[..., Any]
@@ -65,6 +66,8 @@ def test_what_labels_are_worth_is_read_off_the_baselines_curve() -> None:
     assert worth["pet"] == pytest.approx(32 * math.sqrt(2))  # half way between 32 and 64
     assert worth["x"] is None
     assert worth["low"] == 16
+    both = Comparison("t", 100, 0.5, [*curve, *cells("pet", 16, 0.67), *cells("pet", 32, 0.7)])
+    assert both.worth("finetune") == {"pet with 16": worth["pet"], "pet with 32": 64}
     # All rows are more than any number that was tried, and no point of the curve.
     everything = [*cells("finetune", 0, 0.95), *cells("pet", 0, 0.67), *cells("x", 0, 0.9)]
     found = Comparison("t", 100, 0.5, [*curve, *everything])
@@ -175,6 +178,31 @@ def test_cells_are_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ):
         with pytest.raises(UserError, match=r"seeds=|seed is -1|label_cost|shots is less than 1"):
             compare(task, task.examples("train"), ["prompt"], **{**options, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"steps": 2}, r"no argument 'steps'. It is a setting: settings=Settings.of\(steps=...\)"),
+        ({"method": "lora"}, "no argument 'method'. It is each contender's own: 'prompt:method=...'"),
+        ({"class_weights": "balanced"}, "no argument 'class_weights'. Did you mean 'class_weight'"),
+        ({"seed": 3}, "no argument 'seed'. Did you mean 'seeds'"),
+        ({"colour": 3}, "no argument 'colour'.$"),
+    ],
+)  # fmt: skip
+def test_arguments_that_a_comparison_has_not(options: dict[str, Any], said: str) -> None:
+    task, rows = numbers()
+    with pytest.raises(UserError, match=said):
+        compare(task, rows, ["prompt"], backbone=tiny.backbone("bert"), test=rows[:20], **options)
+
+
+def test_one_seed_is_a_seed() -> None:
+    task = Task.load(tiny.EXAMPLES).choose(["it-was"])
+    found = compare(
+        task, task.examples("train"), ["prompt"], backbone=tiny.backbone("bert"), seeds=13, shots=2,
+        test=task.examples("test")[:4], settings=Settings(steps=1),
+    )  # fmt: skip
+    assert [cell.seed for cell in found.cells] == [13]
 
 
 def test_a_contender_is_the_same_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:

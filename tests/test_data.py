@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,20 @@ def test_labels_are_compared_as_text() -> None:
     assert found[1] == Example(rows[1], "1", 2)
     found = examples(rows_of(0, 1), ["bad", "good"], "label", "x", {"0": "bad", "1": "good"})
     assert [e.label for e in found] == ["bad", "good"]
+
+
+def test_labels_that_differ_in_case_or_spaces_are_counted() -> None:
+    rows = rows_of("Positive", "positive", " positive", "very  good", "very good", "b")
+    with pytest.warns(UserWarning, match="differ only in upper and lower case") as caught:
+        found = examples(rows, None, "label", "here.csv")
+    assert [e.label for e in found][:3] == ["Positive", "positive", "positive"]
+    said = [str(one.message) for one in caught]
+    assert len(said) == 2 and all("here.csv: the column 'label'" in line for line in said)
+    assert "'Positive' (1 rows), 'positive' (2 rows)" in said[0] and "'very  good'" in said[1]
+    # A task that names its labels means them so.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        examples(rows_of("I", "i"), ["I", "i"], "label", "here.csv")
 
 
 @pytest.mark.parametrize(

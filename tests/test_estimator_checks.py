@@ -118,12 +118,15 @@ def test_no_check_is_forgotten(make: Make) -> None:
         (None, NAMES, "X is one NoneType"),
         (5, NAMES, "X is one int"),
         ([], [], "X has no rows (0 samples)"),
-        ([1, 2], ["a", "b"], "X: row 0 is int; give texts"),
-        (["x", None], ["a", "b"], "X: row 1 is NoneType"),
+        ([1, 2], ["a", "b"], "X: row 1 is int; give texts"),
+        (["x", None], ["a", "b"], "X: row 2 is NoneType"),
         (np.array([["x", "y"]] * 2), ["a", "b"], "X has the shape (2, 2)"),
         ([{"title": "x"}] * 2, ["a", "b"], "'text'"),
         (pd.DataFrame([["x"], ["y"]]), ["a", "b"], "Columns: 0."),
-        ([{"text": "x"}, {"title": "x"}], ["a", "b"], "X: row 1 has no column 'text'. It has 'title'."),
+        ([{"text": "x"}, {"title": "x"}], ["a", "b"], "X: row 2 has no column 'text'. It has 'title'."),
+        (["x", " "], ["a", "b"], "X: row 2 has no value in 'text' (row 1 is the first). Fill it in"),
+        ([{"text": None}, {"text": "x"}], ["a", "b"], "X: row 1 has no value in 'text'"),
+        (pd.DataFrame({"text": ["x", np.nan]}), ["a", "b"], "X: row 2 has no value in 'text'"),
         (TEXTS, NAMES[:-1], "X has 12 rows and y has 11"),
         (TEXTS, None, "the target y is None"),
         (TEXTS, ["pos"] * 12, "y has 1 class ('pos')"),
@@ -153,7 +156,8 @@ def test_wrong_rows_and_labels(make: Make, X: Any, y: Any, message: str) -> None
         ({"y_dev": NAMES}, "X_dev and y_dev belong together"),
         ({"X_dev": TEXTS, "y_dev": NAMES[:2]}, "X_dev has 12 rows and y_dev has 2"),
         ({"X_dev": ["x"], "y_dev": ["mixed"]}, "X_dev: there are labels that y does not have: 'mixed'"),
-        ({"X_unlabeled": [{"title": "x"}]}, "X_unlabeled: row 0 has no column 'text'"),
+        ({"X_unlabeled": ["x", ""]}, "X_unlabeled: row 2 has no value in 'text'"),
+        ({"X_unlabeled": [{"title": "x"}]}, "X_unlabeled: row 1 has no column 'text'"),
     ],
 )  # fmt: skip
 def test_wrong_things_beside_them(make: Make, given: Any, message: str) -> None:
@@ -207,7 +211,9 @@ def test_before_and_after_fit(make: Make, tmp_path: Path) -> None:
     expected = estimator.predict_proba(TEXTS)
     with pytest.raises(UserError, match=re.escape("X has no rows (0 samples)")):
         estimator.predict([])
-    with pytest.raises(UserError, match=re.escape("X: row 0 has no column 'text'")):
+    with pytest.raises(UserError, match="X: row 2 has no value in 'text'"):
+        estimator.predict(["x", ""])
+    with pytest.raises(UserError, match=re.escape("X: row 1 has no column 'text'")):
         estimator.predict([{"title": "x"}])
     # A fit that fails leaves what was there.
     with pytest.raises(UserError):

@@ -83,6 +83,30 @@ def test_evaluate(command: Command, tiny_model: Folder, reviews: Path) -> None:
     assert list(made) == ["tone"] and made["tone"]["rows"] == 3
 
 
+def test_what_is_typed_switches_off_what_stands_there(
+    command: Command, tiny_model: Folder, reviews: Path
+) -> None:
+    lines = (
+        "[evaluate]",
+        "split = 'dev'",
+        "[predict]",
+        "format = 'jsonl'",
+        "label-column = 'label'",
+    )
+    Path("forge.toml").write_text("\n".join(lines), encoding="utf-8")
+    base = (reviews, "--model", tiny_model("bert"), "--pattern", "it-was")
+    test = ("--data", reviews / "test.csv")
+    assert command("evaluate", *base, "--json").json["it-was"]["rows"] == 32
+    assert command("evaluate", *base, *test, "--json").json["it-was"]["rows"] == 40
+    assert "--label-column label: predict reads" in said(command("predict", *base, *test))
+    Path("forge.toml").write_text("\n".join(lines[:-1]), encoding="utf-8")
+    assert command("predict", *base, *test).out.startswith("{")
+    assert command("predict", *base, *test, "-O", "out.csv").code == 0
+    assert Path("out.csv").read_text(encoding="utf-8").startswith("text,label,prediction")
+    refused = command("predict", *base, *test, "-O", "out.csv", "--format", "tsv")
+    assert refused.code == 2 and "--format tsv is for standard output" in said(refused)
+
+
 def test_home_folder(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reviews: Path
 ) -> None:

@@ -188,6 +188,8 @@ def test_bad_input(
         (("--length-penalty", 2.0), "add two or more (--beams 4)"),
         (("--top-p", 0.5), "add sample"),
         (("--json", "-O", "x.csv"), "--json prints one document"),
+        (("--json", "--format", "tsv"), "--json prints one document"),
+        (("--format", "tsv", "-O", "x.csv"), "--format tsv is for standard output"),
     ):
         ran = command("generate", tables, "--data", tables / "dev.csv", "--model", gpt2, *flags)
         assert expected in said(ran), flags

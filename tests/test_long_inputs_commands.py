@@ -189,6 +189,10 @@ def test_adapt_says_what_is_wrong(
     assert "full attention is what is learned from" in full.err
     long = command("adapt", model, "--corpus", corpus, "--output", "x", "--length", 100)
     assert "takes 8 to 64 tokens" in long.err
+    looks = command(
+        "adapt", model, "--corpus", corpus, "--output", "x", "-o", "settings.patience=2"
+    )
+    assert "and adapt takes none: leave them out" in looks.err
     assert not Path("x/artifact").exists()
 
 

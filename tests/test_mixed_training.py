@@ -327,6 +327,27 @@ def test_train_with_several_tasks(tmp_path: Path, folders: list[Path], command: 
     assert "mean of 2 tasks" in listed.out and "film + length" in listed.out
 
 
+def test_a_task_that_is_not_measured_is_listed_too(
+    tmp_path: Path, folders: list[Path], command: Command
+) -> None:
+    toml = folders[1] / "task.toml"
+    lines = toml.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if not line.startswith(("dev =", "test ="))]
+    toml.write_text("\n".join(kept), encoding="utf-8")
+    done = command(
+        "train", *folders, "--method", "prefix", "--model", tiny.save("bert", tmp_path / "model"),
+        "--steps", 1, "--batch-size", 2, "--run", "runs/both", "--json",
+    )  # fmt: skip
+    assert done.json["tasks"]["film"]["after"]
+    nothing = {"held_out": False, "results": {}, "before": {}, "after": {}}
+    assert done.json["tasks"]["length"] == nothing
+    (row,) = command("runs", "list", "--json").json
+    assert row["figure"] == "mean of 1 tasks" and row["test"] is not None
+    assert command("runs", "show", "runs/both").code == 0
+    assert command("report", "runs/both", "--output", "both.html").code == 0
+    assert "1 task measured" in Path("both.html").read_text(encoding="utf-8")
+
+
 def test_the_command_says_what_is_for_one_task(
     tmp_path: Path, folders: list[Path], command: Command
 ) -> None:

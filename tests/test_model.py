@@ -306,6 +306,11 @@ def test_tasks_and_patterns_that_are_not_there(tmp_path: Path) -> None:
     assert list(task.choose(["tone", "review"]).patterns) == ["tone", "review"]
     with pytest.raises(UserError, match="no 'extra' data"):
         task.path("extra")
+    for read in (task.examples, task.rows):
+        with pytest.raises(UserError, match=r"no 'trian' data\. Did you mean 'train'"):
+            read("trian")
+    with pytest.raises(UserError, match=r"No such file: trian\.csv"):
+        task.rows("trian.csv")
     assert Task.load(REVIEWS / "task.toml").labels == task.labels
     task.check(task.rows("train")[0])
 

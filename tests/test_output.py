@@ -20,9 +20,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from promptforge.cli.predict import written
 from promptforge.data import read_rows
 from promptforge.errors import PromptForgeError, UserError
 from promptforge.output import RowWriter
+from promptforge.progress import Reporter
 
 ROWS = [{"text": f"täxt, {i}\nand more", "label": "pos" if i % 2 else "neg"} for i in range(10)]
 FORMATS = ["csv", "tsv", "jsonl", "parquet", "arrow"]
@@ -122,9 +124,25 @@ def test_other_options_do_not_continue(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"other input or options.*Delete .*--resume"):
         RowWriter(path, "another", resume=True)
     with RowWriter(path, "another") as out:
-        assert out.done == 0
+        assert out.done == out.given_up == 0
         out.write(ROWS[:2])
     assert read_rows(path) == ROWS[:2]
+
+
+def test_what_a_run_without_resume_gives_up_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    stop_after(path, ROWS[:4], ValueError)
+    said: list[str] = []
+    report = Reporter()
+    report.note = said.append  # type: ignore[method-assign]
+    with written(RowWriter(path, "print"), report) as out:
+        assert (out.given_up, out.done, out.rows) == (4, 0, 0)
+        out.write(ROWS[:2])
+    assert read_rows(path) == ROWS[:2]
+    assert len(said) == 1 and "interrupted after 4 rows is begun anew; --resume would" in said[0]
+    with RowWriter(path, "print") as out:
+        assert out.given_up == 0
+        out.write(ROWS)
 
 
 def test_a_resume_with_nothing_to_resume_starts(tmp_path: Path) -> None:

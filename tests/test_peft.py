@@ -234,7 +234,7 @@ def test_one_of_two_tied_matrices_is_not_merged(architecture: str, target: str, 
     output = backbone.model.get_output_embeddings()
     assert backbone.model.get_input_embeddings().weight is output.weight
     unchanged = adding.snapshot(backbone)
-    tuner = adding.tuner(backbone, "lora", options={"target_modules": [target]})
+    tuner = adding.tuner(backbone, "peft", options={"target_modules": [target]})
     with pytest.raises(UserError, match=rf"^peft's LORA changes .*{target}', .*{other}.* out of"):
         adding.added(tuner).merge_into(backbone)
     assert unchanged()
@@ -262,7 +262,6 @@ def test_layers_by_the_names_of_matrices() -> None:
     backbone = tiny.fresh("bert")
     ways: list[tuple[str, dict[str, Any]]] = [
         ("lora", {"layers": [1]}),
-        ("lora", {"options": {"target_modules": ["query"], "layers_to_transform": [1]}}),
         ("peft", {"targets": r"\.1\..*attention"}),
         ("peft", {"options": {"target_modules": ["query"], "layers_to_transform": 1}}),
     ]
@@ -429,7 +428,16 @@ def test_commands_with_an_adapter_of_peft(
         ("peft", {"options": {"alora_invocation_tokens": [5, 6]}}, "leave alora_invocation_tokens out"),
         ("lora", {"options": {"layer_replication": [[0, 2], [0, 2]]}}, "leave layer_replication out"),
         ("peft", {"options": {"layer_replication": [[0, 2], [0, 2]]}}, "leave layer_replication out"),
-        ("lora", {"options": {"layers_to_transform": [0]}}, "has no effect.*use the option layers"),
+        ("lora", {"options": {"r": 4}}, "r in options is the method's own option rank: write -o method.rank=..., and"),
+        ("lora", {"options": {"lora_alpha": 4}}, "lora_alpha in options is the method's own option alpha"),
+        ("lora", {"options": {"lora_dropout": 0.1}}, "lora_dropout in options is the method's own option dropout"),
+        ("lora", {"options": {"use_rslora": True}}, "use_rslora in options is the method's own option rslora"),
+        ("lora", {"options": {"target_modules": ["query"]}}, "own option targets: .* leave target_modules out .*peft"),
+        ("lora", {"options": {"layers_to_transform": [0]}}, "own option layers"),
+        ("lora", {"options": {"layers_pattern": "layer"}}, "own option layers"),
+        ("peft", {"targets": "all", "options": {"target_modules": ["query"]}}, "targets='all' and target_modules in"),
+        ("peft", {"targets": "all", "config": "ln_tuning"}, "targets='all' names matrices, and .* trains norms"),
+        ("peft", {"targets": "all", "config": "trainable_tokens", "options": {"token_indices": [5]}}, "trains embeddings"),
         ("peft", {"options": {"layers_to_transform": 0}}, "has no effect.*in targets"),
         ("peft", {"config": "lorra"}, "no configuration 'lorra'. Did you mean 'lora'"),
         ("peft", {"config": "prefix_tuning"}, "use --method prefix"),

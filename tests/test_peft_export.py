@@ -36,7 +36,9 @@ class Warned(Reporter):
         self.said.append(message)
 
 
-def exported(folder: Path, model: Path, method: str, **options: Any) -> tuple[Any, Any, list[str]]:
+def exported(
+    folder: Path, model: Path, method: str, /, **options: Any
+) -> tuple[Any, Any, list[str]]:
     """A tuner, the classifier it tuned, and what exporting it warned of."""
     tuner = adding.tuner(load_model(str(model)), method, **options)
     made = adding.trained(tuner)
@@ -189,6 +191,20 @@ def test_what_is_refused(
     with pytest.raises(UserError, match=says):
         exported(tmp_path, tiny_model(architecture), method)
     assert not (tmp_path / "peft").exists()
+
+
+def test_a_prompt_beside_trained_weights_is_refused(tiny_model: Folder, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"promptforge predict .* read.*-o method\.model=none"):
+        exported(tmp_path, tiny_model("gpt2"), "p-tuning", model="bitfit")
+    with pytest.raises(UserError, match="cannot be merged"):  # so that is no way out
+        merge(tmp_path / "a", tmp_path / "merged")
+    exported(tmp_path / "alone", tiny_model("gpt2"), "p-tuning", model="none")
+
+
+def test_what_was_not_tuned_has_nothing_to_export(tiny_model: Folder, tmp_path: Path) -> None:
+    artifact.save(adding.tuner(load_model(str(tiny_model("gpt2")))).untrained(), tmp_path / "a")
+    with pytest.raises(UserError, match="nothing to export"):
+        export(tmp_path / "a", tmp_path / "peft")
 
 
 def test_the_command(command: Callable[..., Any], tiny_model: Folder, tmp_path: Path) -> None:

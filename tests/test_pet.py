@@ -285,6 +285,23 @@ def test_mistakes_are_told_before_any_training() -> None:
         Pet(final_model="other", **QUICK).check_tuner(tuner(init_from="run"))
 
 
+def test_options_of_models_that_there_are_not() -> None:
+    for options, says in (
+        ({"alpha": 0.1}, "alpha=0.1 is of the patterns' trainings"),
+        ({"repetitions": 2}, "repetitions=2 is of the patterns' trainings"),
+        ({"weights": "accuracy"}, "weights=accuracy .* no labelled row"),
+    ):
+        with pytest.raises(UserError, match=f"strategy 'pet': {says}"):
+            Pet(**{**QUICK, **options}).check_tuner(tuner(labelled=0))
+    for strategy in (Pet(), Pet(**QUICK), IPet(alpha=0.1, repetitions=2)):
+        strategy.check_tuner(tuner(labelled=0))
+    with pytest.raises(UserError, match=r"strategy 'ipet': weights=accuracy .* no labelled row"):
+        IPet(weights="accuracy").check_tuner(tuner(labelled=0))
+    with pytest.raises(UserError, match="no second pattern"):
+        Pet(weights="accuracy").check_tuner(tuner(task=task(["a"])))
+    Pet(weights="accuracy", alpha=0.1).check_tuner(tuner())
+
+
 def test_no_two_runs_of_an_ensemble_have_a_model_in_common(tmp_path: Path) -> None:
     options = {**QUICK, "repetitions": 2}
     strategy = plugins.build("strategy", "ensemble", of="pet", repetitions=2, of_options=options)

@@ -71,6 +71,15 @@ def test_demonstrations_stand_in_every_prompt_and_are_drawn_anew_at_each_step(
     assert {draw for draw, _ in seen} == {0, 1, 2}  # the mean over the samples
 
 
+def test_a_filter_of_demonstrations_that_it_does_not_sample() -> None:
+    shown = build("demonstrations", "random")
+    with pytest.raises(UserError, match=r"filter=false is of .*: leave filter out, or --demonstra"):
+        lm_bff().check_tuner(tuner(demonstrations=shown))
+    with pytest.raises(UserError, match=r"leave filter out with demonstrate=false"):
+        lm_bff(demonstrate=False).check_tuner(tuner())
+    lm_bff(filter=True).check_tuner(tuner(demonstrations=shown))
+
+
 def test_a_cut_vocabulary_with_demonstrations_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -120,7 +129,7 @@ def test_templates_found_are_ranked_by_dev_after_tuning() -> None:
     )
     scores = [f.tuned for f in found]
     assert scores == sorted(scores, reverse=True)
-    model = lm_bff(templates=2, beam=3, demonstrate=False).train(made)
+    model = lm_bff(templates=2, beam=3, demonstrate=False, filter=True).train(made)
     assert model.task.patterns.keys() <= {"found-1", "found-2"}
     model = lm_bff(assignments=2, top=4).train(made)
     assert list(model.task.patterns) == ["it-was"]
@@ -196,8 +205,8 @@ def test_a_verbalizer_that_cannot_take_what_is_found_is_told_before_any_search(
 def test_a_rule_of_one_word_is_as_good_as_any_word(trainings: Trainings) -> None:
     made = tuner(verbalizer=build("verbalizer", "rules"))
     made = made.with_(task=made.task.with_words({"*": {y: r[:1] for y, r in RULES.items()}}))
-    lm_bff(assignments=2, top=4, demonstrate=False).train(made)
-    lm_bff(templates=1, beam=2, demonstrate=False).train(made)
+    lm_bff(assignments=2, top=4, demonstrate=False, filter=True).train(made)
+    lm_bff(templates=1, beam=2, demonstrate=False, filter=True).train(made)
     assert len(trainings) == 3
 
 

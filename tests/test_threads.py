@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+import generating
 import numpy as np
 import pytest
 import tiny
 import torch
 from torch import nn
 
-from promptforge import PromptClassifier, Settings, Task, load_model, train
+from promptforge import (
+    Decoding,
+    PromptClassifier,
+    PromptForgeError,
+    Settings,
+    Task,
+    TaskBank,
+    TaskExamples,
+    adapt,
+    artifact,
+    load_model,
+    plugins,
+    train,
+    train_generator,
+    train_together,
+)
 from promptforge.backbone.attached import Attached
 from promptforge.backbone.weights import Weights
+from promptforge.exits.model import set_policy
+from promptforge.tuning.loop import Training
 
 ROWS = [e.row for e in Task.load(tiny.EXAMPLES).examples("test")[:12]]
 
@@ -94,6 +113,121 @@ def test_trainings_at_once_are_as_one_after_another(shared: bool) -> None:
         made = list(threads.map(tuned, backbones, ["all", "prefix"], [3, 3]))
     for classifier, expected in zip(made, alone, strict=True):
         np.testing.assert_array_equal(classifier.predict_proba(ROWS), expected)
+
+
+def reading(kind: str, folder: Path) -> tuple[Any, Callable[[], Any]]:
+    """A model, and something that reads it."""
+    if kind in ("generate", "loss"):
+        writer = generating.tuned("gpt2", "lora", Decoding(max_new_tokens=3))
+        return writer.backbone, lambda: getattr(writer, kind)(generating.ROWS)
+    backbone = tiny.fresh("bert")
+    backbone.model.requires_grad_(False)
+    one_token = {"*": {"negative": "bad", "positive": "best"}}
+    task = Task.load(tiny.EXAMPLES).choose(["it-was"]).with_words(one_token)
+    if kind in ("bank", "loading", "checking"):
+        made = tuned(backbone, "lora")
+        artifact.save(made, folder / "saved")
+        if kind == "loading":
+            return backbone, lambda: artifact.load(folder / "saved", backbone=backbone).labels
+        bank = TaskBank(backbone)
+        if kind == "checking":
+            return backbone, lambda: bank.add(str(len(bank)), made)
+        bank.add("films", made)
+        return backbone, lambda: np.stack(bank.predict_proba([("films", r) for r in ROWS])).tolist()
+    made = train(
+        task, task.examples("train")[::4], backbone=backbone, method="lora", compare_untrained=False,
+        strategy="finetune" if kind == "head" else "prompt", exits="joint" if kind == "exits" else None,
+        settings=Settings.of(steps=4, learning_rate=0.01, precision="float32"),
+    ).classifier  # fmt: skip
+    if kind == "exits":
+        set_policy(made, "confidence", {"threshold": 0.6})
+    if kind == "fill":
+        made.forget()
+        return backbone, lambda: made.fill(ROWS[0])
+    return backbone, lambda: made.predict_proba(ROWS).tolist()
+
+
+@pytest.mark.parametrize(
+    "kind", ["prompt", "fill", "head", "exits", "generate", "loss", "bank", "loading", "checking"]
+)
+def test_who_reads_waits_for_who_has_the_model(kind: str, tmp_path: Path) -> None:
+    backbone, read = reading(kind, tmp_path)
+    expected = read()
+    backbone.__dict__.pop("checksum", None)
+    with ThreadPoolExecutor(1) as threads:
+        with backbone.busy:
+            backbone.apply(None)
+            waiting = threads.submit(read)
+            assert not wait([waiting], timeout=0.3).done
+        assert waiting.result(60) == expected
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_bank_and_a_tuned_model_predict_at_once() -> None:
+    backbone = tiny.fresh("bert")
+    bank, other = TaskBank(backbone), tuned(backbone, "all", 2)
+    bank.add("films", tuned(backbone, "lora"))
+    asked = [("films", row) for row in ROWS]
+    other.forget()
+    reads = [lambda: np.stack(bank.predict_proba(asked)), lambda: other.predict_proba(ROWS)]
+    alone = [read() for read in reads]
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(10):
+            for made, expected in zip(threads.map(lambda r: r(), reads), alone, strict=True):
+                np.testing.assert_allclose(made, expected, atol=1e-6)
+
+
+def test_threads_that_come_at_once_get_one_plugin_manager(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    def slow(disabled: frozenset[str]) -> Any:
+        time.sleep(0.05)
+        made.append(disabled)
+        return object()
+
+    monkeypatch.setattr(plugins, "PluginManager", slow)
+    plugins.manager.cache_clear()
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = set(threads.map(lambda _: plugins.manager(), range(4)))
+    finally:
+        plugins.manager.cache_clear()
+    assert len(made) == len(found) == 1
+
+
+def trained(kind: str, backbone: Any, folder: Path) -> Any:
+    """What trains a model, by its name."""
+    task = Task.load(tiny.EXAMPLES).choose(["it-was"])
+    rows = task.examples("train")[::4]
+    chosen = Settings(steps=2, precision="float32")
+    if kind == "generator":
+        return train_generator(
+            generating.task(), generating.ROWS, backbone=backbone, settings=chosen
+        )
+    if kind == "adapt":
+        return adapt(backbone, tiny.corpus()[:9], folder / "new", length=16, settings=chosen)
+    if kind == "together":
+        one = TaskExamples(task, rows)
+        return train_together([one], backbone=backbone, settings=chosen, compare_untrained=False)
+    return train(task, rows, backbone=backbone, settings=chosen, compare_untrained=False)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "generator", "together", "adapt"])
+def test_a_training_leaves_the_callers_random_numbers_alone(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks_off(*_: Any) -> None:
+        torch.rand(1)
+        raise PromptForgeError("now")
+
+    backbone = tiny.fresh("gpt2" if kind == "generator" else "bert")
+    before = torch.get_rng_state()
+    trained(kind, backbone, tmp_path / "whole")
+    assert torch.equal(torch.get_rng_state(), before)
+    monkeypatch.setattr(Training, "_update", breaks_off)
+    with pytest.raises(PromptForgeError, match="now"):
+        trained(kind, backbone, tmp_path / "broken")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_weights_that_do_not_fit_leave_the_model_as_it_was() -> None:

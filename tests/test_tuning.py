@@ -17,7 +17,16 @@ import torch
 from plain_tuning import tuner
 from torch.nn.functional import log_softmax
 
-from promptforge import Example, PromptForgeError, Settings, Task, Template, UserError
+from promptforge import (
+    Example,
+    PromptForgeError,
+    PromptModel,
+    Settings,
+    Task,
+    Template,
+    UserError,
+    train_together,
+)
 from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.selection import fit_selector
@@ -25,7 +34,9 @@ from promptforge.tuning import loop
 from promptforge.tuning import tuner as tuner_module
 from promptforge.tuning.loop import Target
 from promptforge.tuning.memory import FREE, warn_matrices
+from promptforge.tuning.mixed import TaskExamples
 from promptforge.tuning.objectives import PromptObjective
+from promptforge.tuning.plan import planned
 from promptforge.tuning.schedule import order, rate_at
 from promptforge.tuning.texts import Head, HeadObjective
 from promptforge.tuning.tuner import Member, Tuner
@@ -65,6 +76,14 @@ def cross_entropy(made: Tuner, weights: Any = None) -> Any:
 
 def lengths(made: Tuner) -> list[int]:
     return [len(e.ids) + len(e.decoder_ids) for e in plain.encoded(made)]
+
+
+@pytest.mark.parametrize("make", [Settings, Settings.of])
+def test_settings_that_are_none(make: Any) -> None:
+    with pytest.raises(UserError, match=r"There is no setting 'step'\. Did you mean 'steps'"):
+        make(step=3)
+    with pytest.raises(UserError, match=r"setting steps: .*\(given: 0\)"):
+        make(steps=0)
 
 
 def settings(**more: Any) -> Settings:
@@ -386,6 +405,37 @@ def test_patience_ends_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (len(seen), made.trained["m"].steps) == (4, 4)
 
 
+@pytest.mark.parametrize("name", ["patience", "eval_every"])
+def test_looks_at_rows_that_are_not_there(name: str) -> None:
+    made, asked = tuner(tiny.backbone("bert")), settings(**{name: 2})
+    with pytest.raises(UserError, match=rf"^{name}=2 is about looks at dev.* --dev .*leave {name}"):
+        planned(made.task, made.train, [], backbone=made.backbone, settings=asked)
+    one = TaskExamples(made.task, made.train)
+    with pytest.raises(UserError, match=f"^{name}=2"):
+        train_together([one], backbone=made.backbone, method="lora", settings=asked)
+    asked.check_looks([], made.train)
+
+
+def test_draws_of_demonstrations_that_are_not_shown() -> None:
+    made = tuner(tiny.backbone("bert"))
+    given = {"backbone": made.backbone, "samples": 3}
+    with pytest.raises(UserError, match=r"^--samples 3 averages .* --demonstrations"):
+        planned(made.task, made.train, [], **given)
+    with pytest.raises(UserError, match=r"^--samples 3"):
+        PromptModel(made.backbone, made.task, samples=3)
+    alone = build("strategy", "ensemble", of="lm-bff", of_options={"demonstrate": False})
+    with pytest.raises(UserError, match=r"^--samples 3"):
+        planned(made.task, made.train, [], strategy=alone, **given)
+    # Those that show some of their own choice need none.
+    own = build("strategy", "lm-bff", filter=False)
+    for strategy in (
+        own,
+        build("strategy", "ensemble", of="lm-bff"),
+        build("strategy", "ensemble", also=["lm-bff"]),
+    ):
+        assert planned(made.task, made.train, [], strategy=strategy, **given).tuner.samples == 3
+
+
 def test_rate_and_batch_are_chosen_on_dev(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = looks(monkeypatch, [0.1, 0.2, 0.4, 0.3])
     made = with_dev(eval_every=4, learning_rate=[1e-3, 1e-2], batch_size=[2, 4])
@@ -518,3 +568,14 @@ def test_full_attention_with_dropout_on_long_rows_warns_of_its_matrices() -> Non
     assert f"up to {2 * most:,} tokens" in told[0]
     assert "about 17 GB" in told[0]
     assert "settings.dropout=false" in told[0]
+
+
+@pytest.mark.parametrize("verbalizer, reads", [("manual", False), ("knowledgeable", True)])
+def test_a_member_is_another_where_other_rows_calibrate_it(verbalizer: str, reads: bool) -> None:
+    """A run does not go on with a member whose verbalizer learned from other unlabelled rows."""
+    made = tuner(tiny.backbone("bert"), verbalizer=build("verbalizer", verbalizer))
+    member = Member("m", made.targets(), "p", seed=13)
+    some, others = ([{"text": f"{who} film {i}"} for i in range(4)] for who in ("a", "the"))
+    first, second = (made.with_(unlabeled=rows).identity(member) for rows in (some, others))
+    assert (first != second) == reads
+    assert made.with_(unlabeled=[]).identity(member) == made.identity(member)

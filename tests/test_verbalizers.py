@@ -247,6 +247,7 @@ def test_rules_that_do_not_fit_are_refused() -> None:
     for rules, message in [
         ({"x": [a, b], "y": [c]}, "has 2 words and that of 'y' 1"),
         ({"x": [a, b], "y": [a, b]}, "have the same words"),
+        ({"x": [a, b], "y": [a.upper(), b]}, "are the same tokens at every mask"),
         ({"x": [a, b]}, "lack the label 'y'"),
         ({**words, "z": [a, b]}, "name 'z', no label"),
         ({"x": [a, reference.long_word(backbone, 2)], "y": [a, b]}, "is 2 tokens for"),

@@ -14,6 +14,7 @@ from promptforge import TuningMethod
 from promptforge.backbone import Addition, Backbone, Delta, Site
 from promptforge.backbone.addition import Computed
 from promptforge.backbone.sites import chosen_layers, need_sites, widths
+from promptforge.components import changed
 from promptforge.encode import Encoded
 from promptforge.errors import UserError, listed
 from promptforge.verbalizer import Words
@@ -70,8 +71,14 @@ class Adapter(TuningMethod):
         """An adapter for every chosen sub-layer.
 
         Raises:
-            UserError: no such matrices, or layers; the candidates are listed.
+            UserError: no such matrices, or layers; the candidates are listed. An option that another
+                switches off.
         """
+        if changed(self, "scale") and self.composition != "scaled":
+            raise UserError(
+                f"method {self.name!r}: scale={self.scale} is of composition=scaled, and composition={self.composition} "
+                "has none: add composition=scaled, or leave scale out."
+            )
         made: dict[str, Bottleneck] = {}
         for matrix, source, heads in self._places(backbone):
             module = backbone.matrices[matrix]
@@ -113,6 +120,11 @@ class Adapter(TuningMethod):
             raise UserError(
                 f"{who}: layers goes with at, and targets={self.targets!r} stands in its place. Name the layers in "
                 "the regular expression, or leave targets out."
+            )
+        if changed(self, "at"):
+            raise UserError(
+                f"{who}: at={self.at} and targets={self.targets!r} both say where adapters stand: leave one of "
+                "them out."
             )
         if self.form == "multi-head":
             raise UserError(

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from promptforge import Classifier, Strategy, UserError
+from promptforge.components import changed
 from promptforge.plugins import build
 from promptforge.search import search_verbalizer
 from promptforge.selection import fit_selector
@@ -43,6 +44,11 @@ class LmBff(Strategy):
     beam: int = Field(20, ge=1, description="Beam of the template search (the paper: 100).")
     top: int = Field(100, ge=1, description="Words per label that the word search combines.")
 
+    @property
+    def demonstrates(self) -> bool:
+        """Whether `demonstrate` is on."""
+        return self.demonstrate
+
     def train(self, tuner: Tuner) -> Classifier:
         """The best candidate on the development rows, tuned.
 
@@ -77,13 +83,19 @@ class LmBff(Strategy):
         return made[max(scores, key=lambda name: scores[name])]
 
     def check_tuner(self, tuner: Tuner) -> None:
-        """Raise a `UserError` where the verbalizer cannot read what a search would find, or both no
-        demonstrations are asked for and some."""
+        """Raise a `UserError` where the verbalizer cannot read what a search would find, both no
+        demonstrations are asked for and some, or `filter` has none to sample."""
         super().check_tuner(tuner)
         if tuner.demonstrations is not None and not self.demonstrate:
             raise UserError(
                 "strategy 'lm-bff' with demonstrate=false shows no demonstrations: leave out "
                 "--demonstrations or that option."
+            )
+        if changed(self, "filter") and (tuner.demonstrations is not None or not self.demonstrate):
+            raise UserError(
+                f"strategy 'lm-bff': filter={str(self.filter).lower()} is of the demonstrations that it samples itself, "
+                "and it samples none: leave filter out"
+                + (", or --demonstrations." if self.demonstrate else " with demonstrate=false.")
             )
         if self.templates:
             words = tuner.task.words_for(next(iter(tuner.task.patterns)))

@@ -73,7 +73,7 @@ def train_multitask(
 
     manager().pm.hook.promptforge_configure(settings=params)
     report = launched(params)
-    loaded = with_tables(tasks, params)
+    loaded = with_tables(tasks, params, report)
     hold_out = params["hold_out"]
     check_kinds(loaded, hold_out)
     source = next((path for task in loaded for path in task.data.values()), None)

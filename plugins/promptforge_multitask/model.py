@@ -19,6 +19,7 @@ from promptforge import Example, PromptModel, Settings, Task, TuningMethod, User
 from promptforge.artifact import Savable, open_parts
 from promptforge.artifact import save as save_artifact
 from promptforge.backbone import Backbone
+from promptforge.backbone.turns import one_training
 from promptforge.backbone.weights import Weights
 from promptforge.errors import listed
 from promptforge.plugins import build
@@ -128,6 +129,7 @@ class MultiTaskPromptModel(Savable):
                 rows[one.name], held = one.task.sample_shots(one.train, shots, seed, dev=not own)
                 own = own or held
             dev[one.name] = random.Random(seed).sample(own, min(dev_rows, len(own)))
+        settings.check_looks(*dev.values())
         patterns = {one.name: list(one.task.patterns) for one in seen}
         draws = mixture(rows, patterns, settings.steps * settings.rows, cap=cap, seed=seed)
         self.counts = dict(Counter(draw.task for draw in draws))
@@ -137,7 +139,8 @@ class MultiTaskPromptModel(Savable):
                 f"No row is drawn of {listed(idle)}: too few beside the others' rows. Lower the cap "
                 "or make more steps."
             )
-        self._train(draws, dev, settings, seed, folder)
+        with one_training(self.backbone):
+            self._train(draws, dev, settings, seed, folder)
         return self
 
     def _train(

@@ -60,8 +60,16 @@ def export(
             f"{path} reads with attention {placed.pattern.name!r}, which an adapter of peft cannot say. "
             "promptforge predict and promptforge.artifact.load read it as it is."
         )
-    added = found.weights.added if found.weights is not None else None
-    if found.weights is None or added is None or found.weights.tensors or found.weights.rows:
+    if found.weights is None:
+        raise UserError(f"{path} changed nothing of its model: there is nothing to export.")
+    added, changed = found.weights.added, found.weights.tensors or found.weights.rows
+    if added is not None and changed:
+        raise UserError(
+            f"{path} adds to the model by {added.made_by['name']!r} and changed the model's own weights too, for "
+            "which an adapter of peft has no place. promptforge predict and promptforge.artifact.load read "
+            "it as it is. For peft, tune it again with -o method.model=none."
+        )
+    if added is None:
         raise UserError(
             f"{path} changed the model's own weights: promptforge merge writes it as a plain folder."
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 from promptforge import Backbone, TuningMethod, UserError
 from promptforge.backbone import Addition
 from promptforge.backbone.sites import chosen_layers, need_sites
+from promptforge.components import changed
 from promptforge.encode import Encoded
 from promptforge.errors import listed
 from promptforge.verbalizer import Words
@@ -29,6 +30,11 @@ from promptforge_peft.additions import (
 from promptforge_peft.injection import as_json, config_of, options_of, other_starts, uses_conv1d
 from promptforge_peft.prompts import READ, prompt
 
+#: peft's names of what `lora` has under its own: two places for one thing, of which one would not count.
+_OWN = {
+    "r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "use_rslora": "rslora",
+    "target_modules": "targets", "layers_to_transform": "layers", "layers_pattern": "layers",
+}  # fmt: skip
 _KINDS = {
     "attention": ("attention", "cross-attention"),
     "feed-forward": ("feed-forward",),
@@ -113,16 +119,19 @@ class LoRA(PeftMethod):
     rslora: bool = Field(False, description="alpha / sqrt(rank) instead (Kalajdzievski 2023).")
     layers: list[int] = Field([], description="Numbers of the layers; none: all.")
     options: dict[str, Any] = Field(
-        {}, description="Further options of peft's LoraConfig, such as use_dora."
+        {},
+        description="Further options of peft's LoraConfig, such as use_dora; not r and others that stand above.",
     )
 
     def configuration(self, backbone: Backbone) -> PeftConfig:
+        for name in self.options:
+            if own := _OWN.get(name):
+                other = " (embeddings and the output matrix: --method peft)" * (own == "targets")
+                raise UserError(
+                    f"method {self.name!r}: {name} in options is the method's own option {own}: write -o method.{own}=..., "
+                    f"and leave {name} out{other}."
+                )
         targets = matrices(backbone, self.targets, self.layers, self.name)
-        if _picks_layers(self.options) and not self.options.get("target_modules"):
-            raise UserError(
-                f"method {self.name!r}: layers_to_transform in options has no effect, as the matrices are given with "
-                "their full names: use the option layers, as in -o 'method.layers=[0, 1]'."
-            )
         return config_of(
             "lora",
             {
@@ -190,6 +199,7 @@ class Peft(PeftMethod):
                 "peft's 'trainable_tokens' trains the embeddings of some tokens: name their ids, as in "
                 "-o method.options='{\"token_indices\": [2204, 2919]}'."
             )
+        self._check_targets(kind)
         if "target_modules" in known and not options.get("target_modules"):
             if kind == "ln_tuning":
                 options["target_modules"] = list(backbone.norms)
@@ -208,6 +218,19 @@ class Peft(PeftMethod):
             chosen = {n: m for n, m in backbone.matrices.items() if own is None or n in own}
             options["fan_in_fan_out"] = uses_conv1d(chosen)
         return config_of(self.config, options)
+
+    def _check_targets(self, kind: str) -> None:
+        """Raise a `UserError` where `targets` would not count."""
+        if not changed(self, "targets"):
+            return
+        who = f"method {self.name!r}: targets={self.targets!r}"
+        if self.options.get("target_modules"):
+            raise UserError(f"{who} and target_modules in options name the same: leave one out.")
+        if part := {"ln_tuning": "norms", "trainable_tokens": "embeddings"}.get(kind):
+            raise UserError(
+                f"{who} names matrices, and peft's {kind!r} trains {part}: leave targets out, or name some of "
+                "them as target_modules in options."
+            )
 
 
 def _check_start(config: Mapping[str, Any], who: str) -> None:

@@ -70,6 +70,10 @@ class IPet(Pet):
                 build("search", self.search, **self._search(tuner.task.words_for(pattern)))
             check_takes(tuner, f"strategy.widen={self.widen}", self.widen, more=True)
 
+    def trains_patterns(self, tuner: Tuner) -> bool:
+        """Every generation does, with labelled rows or without."""
+        return True
+
     def train(self, tuner: Tuner) -> Classifier:
         """The final model, taught by the last generation.
 

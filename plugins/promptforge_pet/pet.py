@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from promptforge import Classifier, GroupStrategy, PromptModel, Task, UserError
+from promptforge.components import changed
 from promptforge.tuning.loop import Target
 from promptforge.tuning.scores import dev_score
 from promptforge.tuning.settings import Settings
@@ -71,7 +72,10 @@ class Pet(GroupStrategy):
     )
     temperature: float = Field(2.0, gt=0, description="Softens combined scores to soft labels.")
     max_unlabeled: int = Field(
-        0, ge=0, description="Use at most this many unlabelled rows, drawn by seed; 0: all."
+        0,
+        ge=0,
+        description="Use at most this many unlabelled rows, drawn by seed; 0: all. In a task of "
+        "label sets every question about a text is a row.",
     )
     alpha: float = Field(
         0.0,
@@ -109,14 +113,36 @@ class Pet(GroupStrategy):
     # --- shared with iPET -----------------------------------------------------------------
 
     def check_tuner(self, tuner: Tuner) -> None:
-        """Raise a `UserError` where the settings do not fit the final model, or others do not join."""
+        """Raise a `UserError` where the settings do not fit the final model, others do not join, or an
+        option is about trainings or patterns that there are not."""
         super().check_tuner(tuner)
         self.check_others(tuner)
         self.final_settings(tuner)
+        self._check_models(tuner)
         if tuner.init_from and self.final_model not in ("", tuner.backbone.name):
             raise UserError(
                 f"strategy {self.name!r}: final_model={self.final_model} is trained from itself, and what "
                 "--init-from names is of the run's model. Leave one of the two out."
+            )
+
+    def trains_patterns(self, tuner: Tuner) -> bool:
+        """Whether patterns are tuned before the final model is; else they label as they are."""
+        return bool(tuner.train)
+
+    def _check_models(self, tuner: Tuner) -> None:
+        who = f"strategy {self.name!r}"
+        if not self.trains_patterns(tuner):
+            many = changed(self, "repetitions") and self.repetitions > 1 and not self.also
+            for option, given in (("alpha", self.alpha), ("repetitions", many)):
+                if given:
+                    raise UserError(
+                        f"{who}: {option}={getattr(self, option)} is of the patterns' trainings, and without labelled "
+                        f"rows there are none: leave {option} out, or give labelled rows."
+                    )
+        if self.weights == "accuracy" and (not tuner.train or len(tuner.task.patterns) < 2):
+            raise UserError(
+                f"{who}: weights=accuracy weighs patterns by their accuracy on labelled rows, and there is no "
+                f"{'second pattern' if tuner.train else 'labelled row'}: leave weights out."
             )
 
     def checked(self, tuner: Tuner) -> Tuner:
@@ -218,7 +244,9 @@ class Pet(GroupStrategy):
         rows, what = tuner.unlabeled, "Labelling"
         with tuner.precision.computing():
             if self.combine == "probabilities":
-                return np.log(np.maximum(model.part_probabilities(rows, what)[pattern], _TINY))
+                read = model.part_probabilities(rows, what)[pattern]
+                logs: Array = np.log(np.maximum(read, _TINY))
+                return logs
             found = [
                 model.class_scores(pattern, model.read(pattern, rows, what, d))
                 .double()

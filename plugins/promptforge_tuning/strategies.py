@@ -119,6 +119,11 @@ class EnsembleStrategy(GroupStrategy):
     of: str = Field("", description="A strategy that is run `repetitions` times; none: patterns.")
     of_options: dict[str, Any] = Field(default_factory=dict, description="Its options.")
 
+    @property
+    def demonstrates(self) -> bool:
+        """Whether what it is made of does."""
+        return super().demonstrates or (bool(self.of) and self._inner().demonstrates)
+
     def check_rows(self, labelled: Sequence[object], unlabeled: Sequence[object]) -> None:
         """As what it is made of does."""
         if self.of:

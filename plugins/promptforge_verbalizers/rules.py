@@ -125,6 +125,13 @@ class RulesVerbalizer(Verbalizer):
             tokens = [self._token(self.words[y][j], y, slot.space_before) for y in self.labels]
             own = list(dict.fromkeys(tokens))
             out.append((own, [own.index(t) for t in tokens]))
+        seen: dict[tuple[int, ...], str] = {}
+        for label, answers in zip(self.labels, zip(*(c for _, c in out), strict=True), strict=True):
+            if (other := seen.setdefault(answers, label)) != label:
+                raise UserError(
+                    f"The rules of {other!r} and {label!r} are the same tokens at every mask, so the model "
+                    "cannot tell them apart: give one of them another word."
+                )
         return out
 
     def _spellings(self, word: str) -> list[int]:

@@ -277,11 +277,21 @@ def chosen_layers(sites: Sequence[Site], layers: Sequence[int], what: str) -> li
     """The sites of some layers, by number; of all where none is named.
 
     Raises:
-        UserError: there is no such layer.
+        UserError: there is no such layer, or it shares its matrices with one that is not named.
     """
     known = sorted({site.layer for site in sites})
     if strange := sorted(set(layers) - set(known)):
         raise UserError(
             f"{what}: there is no layer {strange[0]}; layers: {known[0]} to {known[-1]}."
         )
-    return [site for site in sites if not layers or site.layer in layers]
+    chosen = [site for site in sites if not layers or site.layer in layers]
+    outputs = {site.output for site in chosen}
+    shared = sorted({s.layer for s in sites if s.output in outputs} - {s.layer for s in chosen})
+    if shared:
+        # A matrix is changed wherever it is called.
+        raise UserError(
+            f"{what}: layers={sorted(set(layers))} cannot be changed alone: this model calls the same matrices "
+            f"in {'layer' if len(shared) == 1 else 'layers'} {', '.join(map(str, shared))} too. Name these as "
+            "well, or leave layers out."
+        )
+    return chosen

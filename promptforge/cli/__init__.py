@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import rich_click as click
@@ -42,6 +44,12 @@ BUILT_IN = {
     "completion": "Print the script that completes commands and options in a shell.",
 }
 _MODULES = {"install": "plugins", "uninstall": "plugins"}
+#: One line on standard error each; the libraries' own bars and hints would drown ours.
+_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "true",
+}
 
 
 def _switch_off(context: click.Context, _: click.Parameter, values: tuple[str, ...]) -> None:
@@ -126,19 +134,35 @@ def _report_plugins() -> None:
 
 
 def run(args: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code: 0, 1 failure, 2 user's mistake, 130 Ctrl-C."""
-    code = _run(args)
-    _report_plugins()
+    """Run a command line and return its exit code: 0, 1 failure, 2 user's mistake, 130 Ctrl-C.
+
+    What it sets for itself in the process is as before when it returns: a caller may go on.
+    """
+    from promptforge.plugins import switches_restored
+
+    with _quiet_libraries(), switches_restored():
+        code = _run(args)
+        _report_plugins()
     return code
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    # transformers takes its level from the environment when it is imported, perhaps in here.
+    log = logging.getLogger("transformers")
+    added, level = _QUIET.keys() - os.environ.keys(), log.level
+    os.environ.update({name: _QUIET[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+        log.setLevel(level)
 
 
 def _run(args: Sequence[str] | None) -> int:
     arguments = _first(list(sys.argv[1:] if args is None else args))
     debug = "--debug" in arguments
-    # One line on standard error each; the libraries' own bars and hints would drown ours.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         result = cli.main(args=arguments, prog_name="promptforge", standalone_mode=False)
         sys.stdout.flush()  # A full disk or a closed pipe shows itself here, not after the end.
@@ -156,16 +180,11 @@ def _run(args: Sequence[str] | None) -> int:
         blamed(mistake).show()
         return 2
     except BrokenPipeError:
-        # The reader of our output is gone (`| head`): nothing more can be said there.
-        _drop_output()
-        return 1
+        return 1  # The reader of our output is gone (`| head`): nothing more can be said there.
     except Exception as error:
         if debug:
             raise
-        code = _say(error)
-        if isinstance(error, OSError):
-            _drop_output()
-        return code
+        return _say(error)
 
 
 def _drop_output() -> None:
@@ -202,7 +221,9 @@ def _say(error: Exception) -> int:
 
 def main() -> None:
     """The entry point `promptforge`."""
-    sys.exit(run())
+    code = run()
+    _drop_output()
+    sys.exit(code)
 
 
 __all__ = ["UserError", "cli", "main", "run"]

@@ -66,8 +66,8 @@ def compare(as_json: bool, strategies: tuple[str, ...], **params: Any) -> None:
     report = reporter()
     setup = open_task(params, report, {"settings": None, "backend": params["backend"]})
     backend = backend_of(params, setup.options)
-    from promptforge.tuning.compare import Contender
     from promptforge.tuning.compare import compare as run
+    from promptforge.tuning.contender import Contender
     from promptforge.tuning.run import check_place
 
     contenders = [Contender.parse(text) for text in strategies]

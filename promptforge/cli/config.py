@@ -34,6 +34,18 @@ def with_config(function: F) -> F:
     )(function)  # fmt: skip
 
 
+def passed_over(name: str, other: str) -> bool:
+    """Whether an option stands in the file alone, where another one was typed that switches it off.
+
+    Args:
+        name, other: the options by click's names.
+    """
+    context = click.get_current_context()
+    assert context is not None
+    own, typed = (context.get_parameter_source(option) for option in (name, other))
+    return own is ParameterSource.DEFAULT_MAP and typed is not ParameterSource.DEFAULT_MAP
+
+
 def _reads(group: click.Context, name: str) -> bool:
     """Whether a command reads its section."""
     assert isinstance(group.command, click.Group)

@@ -15,11 +15,12 @@ from promptforge.cli.common import (
     print_json,
     reporter,
 )
-from promptforge.cli.config import with_config
+from promptforge.cli.config import passed_over, with_config
 from promptforge.cli.label_sets import show_sets
 from promptforge.cli.numbers import numbers_table
 from promptforge.cli.options import class_options, exit_options, model_options, task_options
 from promptforge.cli.setup import build_model, class_roles, open_task
+from promptforge.errors import UserError
 
 if TYPE_CHECKING:
     from promptforge.classifier import Classifier
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @task_options
-@click.option("--split", default="test", show_default=True, help="Which of the task's tables.")
+@click.option("--split", help="Which of the task's tables. [default: test]")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first rows.")
 @class_options
 @exit_options
@@ -45,6 +46,13 @@ def evaluate(as_json: bool, **params: Any) -> None:
     """
     from promptforge.evaluation import Evaluation, MultiLabelEvaluation, RegressionEvaluation
 
+    split = params["split"]
+    if split and params["data"] and not passed_over("split", "data"):
+        raise UserError(
+            f"--split {split} is one of the task's own tables, and --data stands in their place: leave one of "
+            "the two out."
+        )
+    params["split"] = split or "test"
     setup = open_task(params, reporter(), class_roles(params), generates=None, tuned=True)
     if setup.task.generates:
         from promptforge.cli.generate import measure

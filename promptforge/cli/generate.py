@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from promptforge.cli.common import console, json_option, plain, print_json, reporter
-from promptforge.cli.config import with_config
+from promptforge.cli.config import passed_over, with_config
 from promptforge.cli.options import model_options, output_options, task_options
-from promptforge.cli.predict import check_output, chunks, fingerprint, written
+from promptforge.cli.predict import check_output, chunks, fingerprint, printed_as, written
 from promptforge.cli.setup import Setup, adapter_weights, load, open_task
 from promptforge.cli.tuned import limit, reading
 from promptforge.errors import UserError
@@ -57,7 +57,7 @@ _FOR_LABELS: dict[str, tuple[Any, ...]] = {
 @json_option
 @with_config
 def generate(
-    output: str, format_: str, chunk: int, resume: bool, as_json: bool, **params: Any
+    output: str, format_: str | None, chunk: int, resume: bool, as_json: bool, **params: Any
 ) -> None:
     """Write a text for each row of a table.
 
@@ -74,9 +74,9 @@ def generate(
     source = setup.table("test")
     check_output(output, source, [COLUMN], setup.task.inputs, setup.reader)
     if as_json:
-        if output != "-" or resume:
+        if output != "-" or resume or (format_ and not passed_over("format_", "as_json")):
             raise UserError(
-                "--json prints one document on standard output: leave out --output and --resume."
+                "--json prints one document on standard output: leave out --output, --format and --resume."
             )
         generator = _generator(setup)
         rows = setup.task.rows(source, reader=setup.reader)
@@ -86,7 +86,7 @@ def generate(
     to_file = output != "-"
     out = RowWriter(
         output if to_file else None, fingerprint(source, setup), resume,
-        format=None if to_file else format_,
+        format=printed_as(output, format_),
     )  # fmt: skip
     _stream(setup, source, out, given, chunk)
 

@@ -145,8 +145,8 @@ def output_options(function: F, *, chunk: int = 4096) -> F:
         [
             click.option("--output", "-O", default="-", show_default=True,
                          help="csv, tsv, jsonl, parquet or arrow by its ending; - is standard output."),
-            click.option("--format", "format_", type=click.Choice(["csv", "tsv", "jsonl"]), default="csv",
-                         show_default=True, help="On standard output."),
+            click.option("--format", "format_", type=click.Choice(["csv", "tsv", "jsonl"]),
+                         help="On standard output. [default: csv]"),
             click.option("--chunk", default=chunk, show_default=True, type=click.IntRange(min=1),
                          help="Rows worked on and written together."),
             click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped."),

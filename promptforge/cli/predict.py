@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from promptforge.cli.common import reporter
-from promptforge.cli.config import with_config
+from promptforge.cli.config import passed_over, with_config
 from promptforge.cli.options import (
     class_options,
     exit_options,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--adapter", metavar="FOLDER", help="A peft adapter of the model: read with it.")
 @model_options
 @with_config
-def predict(output: str, format_: str, chunk: int, resume: bool, **params: Any) -> None:
+def predict(output: str, format_: str | None, chunk: int, resume: bool, **params: Any) -> None:
     """Classify the rows of a table.
 
     TASK may also be the folder of a run or of an artifact: then what was tuned predicts.
@@ -52,6 +53,7 @@ def predict(output: str, format_: str, chunk: int, resume: bool, **params: Any) 
     from promptforge.output import RowWriter
 
     setup = open_task(params, reporter(), class_roles(params), labelled=False, tuned=True)
+    _check_label_column(setup)
     task = setup.task
     source = setup.table("test")
     to_file = output != "-"
@@ -63,19 +65,13 @@ def predict(output: str, format_: str, chunk: int, resume: bool, **params: Any) 
         output if to_file else None,
         fingerprint(source, setup),
         resume,
-        format=None if to_file else format_,
+        format=printed_as(output, format_),
     )
-    from promptforge.exits.model import ExitModel
-    from promptforge.model import PromptModel
-
     model = build_model(setup)
     model.forget()
-    reader = model.inner
-    reader = reader.plain if isinstance(reader, ExitModel) else reader
-    if isinstance(reader, PromptModel):
-        reader.warn_cuts = False
-        reader.cut.clear()
-        reader.cut_rows.clear()
+    for counter in model.cut_counters:
+        counter.warn_cuts = False
+        counter.forget_cuts()
     # A cell of a text table holds one text.
     join = task.multi_label.joined if task.multi_label and out.format in ("csv", "tsv") else None
     asked = len(task.classes) if task.multi_label else 1
@@ -87,15 +83,20 @@ def predict(output: str, format_: str, chunk: int, resume: bool, **params: Any) 
                 writer.write(_predicted(model, part, join))
                 meter.advance(len(part))
         finally:
-            warn_cuts(reader, (writer.rows - before) * asked, setup.report)
+            warn_cuts(model, (writer.rows - before) * asked, setup.report)
 
 
 @contextmanager
 def written(out: RowWriter, report: Reporter) -> Iterator[RowWriter]:
-    """Open a writer; say where an earlier run stopped and, after Ctrl-C, how to go on."""
+    """Open a writer; say what becomes of an earlier run's rows and, after Ctrl-C, how to go on."""
     with out as writer:
         if writer.done:
             report.note(f"Going on after {writer.done} rows")
+        if writer.given_up:
+            report.note(
+                f"An earlier output that was interrupted after {writer.given_up} rows is begun anew; "
+                "--resume would have gone on from it."
+            )
         try:
             yield writer
         except KeyboardInterrupt:
@@ -108,19 +109,21 @@ def written(out: RowWriter, report: Reporter) -> Iterator[RowWriter]:
 
 def warn_cuts(model: Classifier, rows: int, report: Reporter, who: str = "") -> None:
     """One warning for the whole run: how many rows were cut, and by how many tokens."""
-    from promptforge.model import PromptModel
-
-    if not isinstance(model, PromptModel) or not model.cut_rows:
-        return
-    several, draws = len(model.task.patterns) > 1, len(model.draws)
-    what = "rows" if draws == 1 else "prompts"
-    cut = ", ".join(
-        f"{n} of {rows * draws}" + (f" (pattern {pattern})" if several else "")
-        for pattern, n in model.cut_rows.items()
+    counters = model.cut_counters
+    cut, read, tokens = (
+        sum((getattr(one, counts) for one in counters), Counter[str]())
+        for counts in ("cut_rows", "read_rows", "cut")
     )
-    tokens = ", ".join(f"{column} by {n} tokens" for column, n in model.cut.items())
-    limit = model.backbone.encoder.max_length
-    report.warn(f"{who}{cut} {what} were cut to fit {limit} tokens, in all: {tokens}.")
+    if not cut:
+        return
+    what = "rows" if all(read[pattern] == rows for pattern in cut) else "prompts"
+    told = ", ".join(
+        f"{n} of {read[pattern]}" + (f" (pattern {pattern})" if len(read) > 1 else "")
+        for pattern, n in cut.items()
+    )
+    by = ", ".join(f"{column} by {n} tokens" for column, n in tokens.items())
+    limit = max(one.cut_limit for one in counters)
+    report.warn(f"{who}{told} {what} were cut to fit {limit} tokens, in all: {by}.")
 
 
 def _predicted(
@@ -154,6 +157,36 @@ def chunks(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
     """`rows` in lists of `size`."""
     while part := list(islice(rows, size)):
         yield part
+
+
+def _check_label_column(setup: Setup) -> None:
+    """Raise a `UserError` for a column of labels that nothing reads."""
+    given = setup.params["label_column"]
+    # Without a TASK it also says that a column called "label" is a text.
+    if not given or setup.params["demonstrations"] or "label" in setup.task.inputs:
+        return
+    if setup.artifact and passed_over("label_column", "task"):
+        return
+    raise UserError(
+        f"--label-column {given}: predict reads no labels, but for --demonstrations. Leave it out; 'promptforge "
+        "evaluate' measures on labelled rows."
+    )
+
+
+def printed_as(output: str, format_: str | None) -> str | None:
+    """The format of standard output; None for a file, whose ending says it, and by default.
+
+    Raises:
+        UserError: a format was named, and a file.
+    """
+    if output == "-":
+        return format_
+    if format_ and not passed_over("format_", "output"):
+        raise UserError(
+            f"--format {format_} is for standard output, and the ending of {output} says how it is written: "
+            "leave --format out, or name a file with another ending."
+        )
+    return None
 
 
 def check_output(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
               help="Tokens in a batch.")  # fmt: skip
 @with_config
 def predict_many(
-    artifacts: tuple[str, ...], data: str, task_column: str, output: str, format_: str,
+    artifacts: tuple[str, ...], data: str, task_column: str, output: str, format_: str | None,
     chunk: int, resume: bool, **params: Any,
 ) -> None:  # fmt: skip
     """Classify the rows of a table, each with the tuned task that it names.
@@ -46,7 +46,7 @@ def predict_many(
     row's --task-column holds the task's name, or the NAME given here. Writes every input column,
     then `prediction` and `probability`, and in jsonl `probabilities`, one per label.
     """
-    from promptforge.cli.predict import check_output, chunks, warn_cuts, written
+    from promptforge.cli.predict import check_output, chunks, printed_as, warn_cuts, written
     from promptforge.cli.setup import options_of
     from promptforge.cli.tuned import digest
     from promptforge.model import PromptModel
@@ -64,7 +64,7 @@ def predict_many(
         output if to_file else None,
         _fingerprint(data, task_column, told, params),
         resume,
-        format=None if to_file else format_,
+        format=printed_as(output, format_),
     )
     given = {key: params[key] for key in ("device", "dtype", "batch_tokens")}
     from promptforge.bank import TaskBank

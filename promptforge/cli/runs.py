@@ -201,7 +201,8 @@ def _outcome(run: RunFolder) -> dict[str, Any]:
         for split, by in results["results"].items():
             row["figure"], row[split] = _headline(list(by["tuned"].values())[-1])
         # A multitask run has figures of each task, on its test rows.
-        after = [list(one["after"].values())[-1] for one in results.get("tasks", {}).values()]
+        told = [one["after"] for one in results.get("tasks", {}).values()]
+        after = [list(parts.values())[-1] for parts in told if parts]
         if after:
             kinds, values = zip(*map(_headline, after), strict=True)
             if len(set(kinds)) > 1:  # a mean of accuracies and correlations would say nothing

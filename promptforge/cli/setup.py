@@ -116,7 +116,7 @@ def open_task(
             raise UserError(
                 "--text-column goes with --data and --template, without a TASK: the task names its columns."
             )
-        task = Task.load(params["task"])
+        task = Task.load(params["task"], report)
         check_kind(task, generates)
         if templates:
             inline = Task.inline(templates, labels=task.labels, inputs=task.inputs)
@@ -353,9 +353,10 @@ def adapter_weights(params: Mapping[str, Any], backbone: Any) -> Any:
 def fit_demonstrations(setup: Setup) -> DemonstrationSelector | None:
     """The selector of --demonstrations, fitted on the task's training rows."""
     from promptforge.plugins import build
-    from promptforge.selection import fit_selector
+    from promptforge.selection import check_samples, fit_selector
 
     name = setup.params.get("demonstrations")
+    check_samples(setup.params.get("samples") or 1, name)
     if not name:
         return None
     selector: DemonstrationSelector = build(

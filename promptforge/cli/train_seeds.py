@@ -72,7 +72,8 @@ def train_seeds(
     from promptforge.cli.train import kept
     from promptforge.tuning import processes
     from promptforge.tuning.backends import started
-    from promptforge.tuning.compare import ROLES, Contender, Job, trained
+    from promptforge.tuning.compare import Job, trained
+    from promptforge.tuning.contender import ROLES, Contender
 
     made = {role: parts[role] for role in ROLES if parts.get(role) is not None}
     contender = Contender.of(made["strategy"].name, made, params["samples"])

@@ -53,7 +53,7 @@ def train_tasks(
     verbalizer = params["verbalizer"] or "manual"
     if verbalizer.endswith(".json"):
         raise UserError("--verbalizer FILE has the words of one TASK: put them into its task.toml.")
-    tasks = _chosen(with_tables(params["task"], params), params["pattern"], report)
+    tasks = _chosen(with_tables(params["task"], params, report), params["pattern"], report)
     source = next((path for task in tasks for path in task.data.values()), None)
     roles = {"method": params["method"], "verbalizer": verbalizer, "settings": None}
     options, reader = options_of(params, roles, source)
@@ -88,7 +88,7 @@ def train_tasks(
         show(done)
 
 
-def with_tables(names: Sequence[str], params: dict[str, Any]) -> list[Task]:
+def with_tables(names: Sequence[str], params: dict[str, Any], report: Reporter) -> list[Task]:
     """The tasks, with the tables of --data, --dev and --test in place of their own.
 
     TASK is what the task is called on the command line or in its task.toml.
@@ -98,7 +98,7 @@ def with_tables(names: Sequence[str], params: dict[str, Any]) -> list[Task]:
     """
     from promptforge.task import Task
 
-    found = [Task.load(name) for name in names]
+    found = [Task.load(name, report) for name in names]
     for option, split in _TABLES.items():
         for given in params[option]:
             name, _, table = given.partition("=")

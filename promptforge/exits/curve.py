@@ -149,7 +149,8 @@ def exit_curve(
     timed = [p for some in chosen.values() for p in some]
     places = np.linspace(0, len(play.encoded) - 1, min(timed_rows, len(play.encoded))).astype(int)
     prompts = [play.encoded[i] for i in sorted(set(places.tolist()))]
-    seconds = _time(model, prompts, timed, batch_sizes, repeats, report)
+    with model.backbone.busy:  # no other thread's weights, nor its reading in the times
+        seconds = _time(model, prompts, timed, batch_sizes, repeats, report)
     size = min(batch_sizes)
     best = {}
     for name in dict.fromkeys(p.policy for p in points):

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from promptforge.backbone.base import different
 from promptforge.backbone.layers import Walk, all_layers
+from promptforge.backbone.turns import in_turn
 from promptforge.classifier import Classifier, Probabilities, Rows
 from promptforge.errors import UserError
 from promptforge.exits.exits import End, Exits, Score, end_of
 from promptforge.exits.policy import ExitPolicy
 from promptforge.model import PromptModel
 from promptforge.plugins import build
+from promptforge.truncation import CutCounter
 
 if TYPE_CHECKING:
     from promptforge.backbone.base import Backbone
@@ -80,6 +82,11 @@ class ExitModel(Classifier):
         """How many values a policy sees of a row: the labels' probabilities, or one number."""
         return 1 if self.scale else len(self.labels)
 
+    @property
+    def cut_counters(self) -> list[CutCounter]:
+        """Those of the classifier without exits."""
+        return self.plain.cut_counters
+
     def forget(self) -> None:
         """Remember nothing of what is read, from now on."""
         self.plain.forget()
@@ -95,13 +102,14 @@ class ExitModel(Classifier):
 
     # --- reading --------------------------------------------------------------------------
 
+    @in_turn
     @torch.inference_mode()
     def part_probabilities(self, rows: Rows, what: str = "Reading") -> dict[str, Probabilities]:
         """Class probabilities, [rows, labels], under the name of the pattern, or "head"."""
         if self.policy is None:
             self.exit_layers = np.full(len(rows), float(self.layers))
             return self.plain.part_probabilities(rows, what)
-        found = [self.read(encoded, what) for encoded in self.encoded(rows)]
+        found = [self.read(encoded, what) for encoded in self.encoded(rows, what)]
         self.exit_layers = np.mean([layers for _, layers in found], axis=0)
         return {self.part: np.mean([p for p, _ in found], axis=0)}
 
@@ -111,13 +119,14 @@ class ExitModel(Classifier):
         plain = self.plain
         return next(iter(plain.task.patterns)) if isinstance(plain, PromptModel) else "head"
 
-    def encoded(self, rows: Rows) -> list[list[Encoded]]:
+    def encoded(self, rows: Rows, what: str = "Reading") -> list[list[Encoded]]:
         """Rows as the model takes them, for each draw of demonstrations."""
         plain = self.plain
         if isinstance(plain, PromptModel):
-            return [plain.encode_rows(self.part, rows, draw) for draw in plain.draws]
-        return [plain.texts.encode([dict(row) for row in rows])]
+            return [plain.encode_rows(self.part, rows, draw, what) for draw in plain.draws]
+        return [plain.encode_rows(rows, what)]
 
+    @in_turn
     @torch.inference_mode()
     def read(
         self, encoded: Sequence[Encoded], what: str = "Reading"
@@ -139,6 +148,7 @@ class ExitModel(Classifier):
                 reader.read(walk, batch)
         return reader.probabilities().numpy()[where], reader.used.numpy()[where]
 
+    @in_turn
     @torch.inference_mode()
     def every_layer(self, encoded: Sequence[Encoded], what: str = "Reading") -> Probabilities:
         """Class probabilities after every layer, without leaving: [layers, prompts, labels]."""

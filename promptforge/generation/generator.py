@@ -13,6 +13,7 @@ from torch import Tensor
 from promptforge.artifact import Savable, check_templates, open_parts, templates_hash
 from promptforge.artifact import save as save_artifact
 from promptforge.backbone.base import Backbone
+from promptforge.backbone.turns import in_turn
 from promptforge.backbone.weights import Weights
 from promptforge.backbone.writing import writer
 from promptforge.data import Row
@@ -154,6 +155,7 @@ class Generator(Savable):
 
     # --- what it does ---------------------------------------------------------------------
 
+    @in_turn
     def generate(
         self,
         rows: Sequence[Mapping[str, Any]],
@@ -220,6 +222,7 @@ class Generator(Savable):
             batch.append(i)
         yield batch
 
+    @in_turn
     @torch.no_grad()
     def losses(
         self, rows: Sequence[Mapping[str, Any]], label: str = "Reading"

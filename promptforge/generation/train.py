@@ -17,6 +17,7 @@ from torch import Tensor
 
 from promptforge import artifact
 from promptforge.backbone.base import Backbone
+from promptforge.backbone.turns import one_training
 from promptforge.data import Row
 from promptforge.encode import Encoded
 from promptforge.errors import UserError
@@ -176,6 +177,7 @@ def train_generator(
     if len(grid := settings.grid(made_method.learning_rate)) > 1:
         raise UserError("Training for generation takes one learning rate and one batch size.")
     settings = grid[0]
+    settings.check_looks(dev)
     untrained = Generator(backbone, task, decoding=decoding, report=report)
     if decoding.max_new_tokens is None:
         untrained.room = _room(untrained, train)
@@ -196,7 +198,7 @@ def train_generator(
     }
     opened = folder.opened(resolved, resume=resume) if folder else nullcontext()
     tracking = Tracking(tuple(tracker) if first else (), Path(run) if run else None)
-    with opened, ExitStack() as stack:
+    with one_training(backbone), opened, ExitStack() as stack:
         processes.wait(backbone.device)
         start = Start.open(init_from, "", backbone, made_method) if init_from else None
         log = stack.enter_context(tracking.part("run", resolved))

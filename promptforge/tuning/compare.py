@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,94 +15,31 @@ from typing import Any
 import numpy as np
 
 from promptforge.backbone.base import Backbone
-from promptforge.components import Component, parse_options
 from promptforge.data import Example, Row
 from promptforge.errors import UserError, did_you_mean
 from promptforge.evaluation import MultiLabelEvaluation, paired
-from promptforge.plugins import build, component
 from promptforge.progress import Reporter
 from promptforge.remote import publish, publishing, url_of
 from promptforge.task import Task
 from promptforge.tuning import jobs as job_queue
 from promptforge.tuning.backends import Backend, started
+from promptforge.tuning.contender import ROLES, Contender
 from promptforge.tuning.plan import check_seed, wanted
 from promptforge.tuning.run import CONFIG, RunFolder
+from promptforge.tuning.settings import Settings
 from promptforge.tuning.train import train
 
-ROLES = ("strategy", "method", "verbalizer", "demonstrations")
 #: what is predicted -> the figure that counts, and one beside it, as evaluations name them
 FIGURES = {
     "classes": ("accuracy", "macro_f1"),
     "label sets": ("micro_f1", "macro_f1"),
     "numbers": ("pearson", "spearman"),
 }
+#: The arguments of a training that differ from cell to cell.
+_OF_CELLS = (*ROLES, "train", "samples", "seed", "run", "resume")
+_OF_TRAINING = tuple(signature(train).parameters)
 #: bytes of a cell's name that every file system takes
 _LONGEST = 200
-#: what stands in quotes, else a character
-_TOKEN = re.compile(r""""(?:\\.|[^"\\])*"|'[^']*'|.""", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A strategy with its components and options, as `prompt:demonstrations=lm-bff,samples=4`.
-
-    Attributes:
-        text: as the user wrote it; also its name in tables.
-        components: role -> name.
-        options: role -> options.
-        samples: draws of demonstrations averaged when predicting.
-    """
-
-    text: str
-    components: dict[str, str]
-    options: dict[str, dict[str, Any]]
-    samples: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Contender:
-        """`NAME`, or `NAME:KEY=VALUE,...`; a KEY is a role, `samples`, or an option of a component.
-
-        A VALUE is what `-o` takes; its commas stand in brackets, braces or quotes.
-
-        Raises:
-            UserError: no such component or option.
-        """
-        name, _, rest = text.partition(":")
-        components = {"strategy": name.strip(), "method": "all", "verbalizer": "manual"}
-        pairs, samples = [], 1
-        for pair in _pairs(rest):
-            key, _, value = pair.partition("=")
-            if key in ROLES:
-                components[key] = value
-            elif key == "samples":
-                if not (value.isdecimal() and int(value)):
-                    raise UserError(f"--strategy {text!r}: samples is a whole number from 1.")
-                samples = int(value)
-            else:
-                pairs.append(pair)
-        classes = {role: component(role, chosen) for role, chosen in components.items()}
-        try:
-            return cls(text, components, parse_options(pairs, classes), samples)
-        except UserError as error:
-            keys = [pair.partition("=")[0] for pair in pairs]
-            near = (did_you_mean(key, [*ROLES, "samples"]) for key in keys)
-            hint = next(filter(None, near), "")
-            raise UserError(
-                f"--strategy {text!r}: {str(error).removeprefix('-o ')}{hint}"
-            ) from None
-
-    @classmethod
-    def of(cls, text: str, made: Mapping[str, Component], samples: int = 1) -> Contender:
-        """One of components, role -> component, that were built already."""
-        options = {role: one.model_dump(exclude_unset=True) for role, one in made.items()}
-        return cls(text, {role: one.name for role, one in made.items()}, options, samples)
-
-    def build(self) -> dict[str, Any]:
-        """Fresh components."""
-        return {
-            role: build(role, name, **self.options.get(role, {}))
-            for role, name in self.components.items()
-        }
 
 
 @dataclass
@@ -177,6 +114,7 @@ class Comparison:
         """How many rows of each label the baseline needs to reach each other contender's mean.
 
         Read off the baseline's curve, straight between its points in the logarithm of the rows;
+        A contender of several sizes is named with each, "pet with 16".
         None where it does not get there with the rows it was given. The least that was tried is
         enough where its first point is as good already. All rows (0 shots) are no point.
         """
@@ -184,7 +122,12 @@ class Comparison:
         own = [s for s in lines if s["contender"] == baseline and s["shots"]]
         curve = sorted((s["shots"], s[score]) for s in own)
         others = [s for s in lines if s["contender"] != baseline]
-        return {s["contender"]: _reached(curve, s[score]) for s in others}
+        sizes = Counter(s["contender"] for s in others)
+        return {
+            s["contender"] + (f" with {s['shots'] or 'all'}" if sizes[s["contender"]] > 1 else ""):
+                _reached(curve, s[score])
+            for s in others
+        }  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -209,7 +152,7 @@ def compare(
     dev: Sequence[Example] = (),
     unlabeled: Sequence[Row] = (),
     shots: int | None = 16,
-    seeds: Sequence[int] = (13, 21, 42, 87, 100),
+    seeds: int | Sequence[int] = (13, 21, 42, 87, 100),
     label_cost: Mapping[str, Sequence[int]] | None = None,
     folder: str | Path | None = None,
     jobs: int | None = None,
@@ -222,6 +165,7 @@ def compare(
     Args:
         rows: labelled rows; with `shots`, drawn from with each seed.
         contenders: see `Contender.parse`.
+        seeds: one or several.
         label_cost: contender -> numbers of shots to try it with as well (a baseline's curve).
         folder: a folder or URL; keeps a run per cell; cells that are there are read, never trained
             again, where their options and rows are these.
@@ -230,11 +174,13 @@ def compare(
         options: further arguments of `train` (settings, class_weight).
 
     Raises:
-        UserError: no test rows, a contender that does not exist or does not fit the task, too few
+        UserError: no such argument, no test rows, a contender that does not exist or does not fit the task, too few
             rows, a seed that is there twice, no such backend, a cell of other options or rows in the
             folder.
     """
     report = report or Reporter()
+    _check_options(options)
+    seeds = [seeds] if isinstance(seeds, int) else seeds
     made = [c if isinstance(c, Contender) else Contender.parse(c) for c in contenders]
     if not test:
         raise UserError("A comparison needs test rows: give --test FILE.")
@@ -381,6 +327,21 @@ def _train_cell(
     return run.to_json()
 
 
+def _check_options(given: Iterable[str]) -> None:
+    """Raise a `UserError` for what a comparison does not hand on to `train`."""
+    known = [name for name in _OF_TRAINING if name not in _OF_CELLS]
+    for name in given:
+        if name in known:
+            continue
+        if name in Settings.model_fields:
+            near = f" It is a setting: settings=Settings.of({name}=...)."
+        elif name in (*ROLES, "samples"):
+            near = f" It is each contender's own: 'prompt:{name}=...'."
+        else:
+            near = did_you_mean(name, [*known, *signature(compare).parameters])
+        raise UserError(f"compare has no argument {name!r}.{near}")
+
+
 def kind_of(task: Task) -> str:
     """What the task predicts, as `FIGURES` names it."""
     return "numbers" if task.scale else "label sets" if task.multi_label else "classes"
@@ -415,18 +376,6 @@ def _reached(curve: Sequence[tuple[int, float]], score: float) -> float | None:
         if a < score <= b:
             return float(low * (high / low) ** ((score - a) / (b - a)))
     return None
-
-
-def _pairs(text: str) -> list[str]:
-    """What stands between the commas that are in no brackets, braces or quotes."""
-    out, depth = [""], 0
-    for token in _TOKEN.findall(text):
-        depth += (token in "[{") - (token in "]}")
-        if token == "," and not depth:
-            out.append("")
-        else:
-            out[-1] += token
-    return [pair.strip() for pair in out if pair.strip()]
 
 
 def _file_names(texts: Sequence[str]) -> list[str]:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from promptforge.backbone.turns import in_turn
 from promptforge.backbone.weights import Weights
 from promptforge.classifier import Classifier, Probabilities, Rows
 from promptforge.progress import Reporter
 from promptforge.scale import Scale
+from promptforge.truncation import CutCounter
 from promptforge.tuning.texts import Head, LinearHead, Texts
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from promptforge.encode import Encoded
 
 
-class HeadModel(Classifier):
+class HeadModel(CutCounter, Classifier):
     """A classification head on whole texts.
 
     Args:
@@ -39,6 +41,7 @@ class HeadModel(Classifier):
         report: Reporter | None = None,
         scale: Scale | None = None,
     ) -> None:
+        super().__init__()
         self.scale = scale
         self.texts, self.head, self.labels = texts, head.eval(), tuple(labels)
         self.weights = weights
@@ -49,11 +52,18 @@ class HeadModel(Classifier):
         """The language model under the head."""
         return self.texts.backbone
 
+    @in_turn
     @torch.inference_mode()
     def part_probabilities(self, rows: Rows, what: str = "Reading") -> dict[str, Probabilities]:
         """Class probabilities, [rows, labels], under the name "head"."""
         self.backbone.apply(self.weights)
-        return {"head": self.read(self.texts.encode([dict(row) for row in rows]), what)}
+        return {"head": self.read(self.encode_rows(rows, what), what)}
+
+    def encode_rows(self, rows: Rows, what: str = "Reading") -> list[Encoded]:
+        """Rows as the model takes them; what was cut is counted and said."""
+        encoded = self.texts.encode([dict(row) for row in rows])
+        self.count_cuts(encoded, "", self.backbone.encoder.max_length, self.report, what)
+        return encoded
 
     @torch.inference_mode()
     def read(self, encoded: Sequence[Encoded], what: str = "Reading") -> Probabilities:
@@ -90,6 +100,11 @@ class Ensemble(Classifier):
             name: member.combined(member.part_probabilities(rows, f"{what}, {name}"))
             for name, member in self.members.items()
         }
+
+    @property
+    def cut_counters(self) -> list[CutCounter]:
+        """The members'."""
+        return [one for member in self.members.values() for one in member.cut_counters]
 
     def forget(self) -> None:
         """No member remembers anything, from now on."""

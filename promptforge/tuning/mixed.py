@@ -22,6 +22,7 @@ from promptforge.errors import UserError
 from promptforge.model import PromptModel
 from promptforge.readout import Readout
 from promptforge.task import Task
+from promptforge.truncation import told_cuts
 from promptforge.tuning.loop import Objective, Target, Trained, Training
 from promptforge.tuning.method import TuningMethod
 from promptforge.tuning.objectives import check_poles, tensors, warn_untrained
@@ -178,6 +179,8 @@ class TogetherObjective(Objective):
             model.opening = addition.opening
             encoded = encode()
         warn_untrained(model.report, encoded, addition, method)
+        if cut := told_cuts(encoded, pattern, self.backbone.encoder.max_length):
+            model.report.warn(f"Training {model.task.name}: {cut}")
         tagged = [replace(e, task=number) for e in encoded]
         self._encoded |= {(number, key): e for key, e in zip(rows, tagged, strict=True)}
         self.additions.append(addition)

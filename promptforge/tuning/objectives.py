@@ -16,6 +16,7 @@ from promptforge.encode import Encoded
 from promptforge.errors import UserError, listed
 from promptforge.exits.exits import End, PromptEnd
 from promptforge.readout import Readout
+from promptforge.truncation import told_cuts
 from promptforge.tuning import processes
 from promptforge.tuning.loop import Objective, Target
 from promptforge.tuning.masked_words import MaskedWords
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 class TunedObjective(Objective):
     """A model tuned by a method: its trained parameters, and some of the objective's own.
+
+    Attributes:
+        cut: what was cut from the rows that are trained on, as a sentence, or "".
 
     Args:
         tokens: every token id that the training feeds or scores; the rest of the vocabulary is
@@ -193,6 +197,7 @@ class PromptObjective(TunedObjective):
             model.opening = addition.opening
             encoded = encode()
         warn_untrained(model.report, encoded, addition, method)
+        self.cut = told_cuts(encoded, pattern, model.backbone.encoder.max_length)
         self._encoded: dict[int, Encoded] = dict(zip(rows, encoded, strict=True))
         self.verbalizer = model.verbalizer(pattern, encoded[0])
         check_poles(model, self.verbalizer)

@@ -16,7 +16,7 @@ from promptforge.errors import UserError, did_you_mean
 from promptforge.exits.train import ExitTraining, Joint, check_exits, exit_training
 from promptforge.plugins import build
 from promptforge.progress import Reporter
-from promptforge.selection import DemonstrationSelector
+from promptforge.selection import DemonstrationSelector, check_samples
 from promptforge.task import Task
 from promptforge.tuning.method import TuningMethod
 from promptforge.tuning.settings import Settings
@@ -149,13 +149,17 @@ def planned(
             "Demonstrations are labelled rows, and there are none: give some, or leave out "
             "--demonstrations."
         )
+    if samples > 1 and not made.demonstrates:
+        check_samples(samples, selector)
+    settings = settings or Settings()
+    settings.check_looks(dev)
     tuner = Tuner(
         backbone=backbone,
         task=task,
         train=list(train),
         dev=list(dev),
         unlabeled=list(unlabeled),
-        settings=settings or Settings(),
+        settings=settings,
         method=build("method", method) if isinstance(method, str) else method,
         verbalizer=build("verbalizer", verbalizer) if isinstance(verbalizer, str) else verbalizer,
         demonstrations=selector,

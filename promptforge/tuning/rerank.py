@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from promptforge.backbone.base import Backbone
+from promptforge.backbone.turns import one_training
 from promptforge.candidates import whole_words
 from promptforge.errors import UserError
 from promptforge.progress import Reporter
@@ -125,7 +126,8 @@ def tuned_scores(tuner: Tuner, candidates: Mapping[str, tuple[Task, str]]) -> di
     # Those that are done are read here: a worker of another machine would not see them.
     here = {name: member for name, member in items.items() if name not in scores}
     if here:
-        with tuner.report.meter("Tuning", len(here), "candidates") as meter:
+        meters = tuner.report.meter("Tuning", len(here), "candidates")
+        with one_training(tuner.backbone), meters as meter:
             for name, member in here.items():
                 scores[name] = work(tuner.backbone, tuner.folder, name, member)
                 meter.advance()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any, Literal
 
@@ -55,13 +56,12 @@ class Settings(BaseModel):
         0, ge=0, description="Steps between checkpoints; 0: about once a minute."
     )
 
-    @classmethod
-    def of(cls, **values: Any) -> Settings:
+    def __init__(self, **values: Any) -> None:
         """Settings with `values`; a `UserError` names the one that is wrong."""
         try:
-            made = cls(**values)
+            super().__init__(**values)
         except ValidationError as error:
-            known = list(cls.model_fields)
+            known = list(type(self).model_fields)
             lines = []
             for problem in error.errors():
                 key = str(problem["loc"][0])
@@ -71,6 +71,11 @@ class Settings(BaseModel):
                     else f"setting {key}: {problem['msg']} (given: {problem['input']!r})."
                 )
             raise UserError("\n".join(dict.fromkeys(lines))) from None
+
+    @classmethod
+    def of(cls, **values: Any) -> Settings:
+        """Settings with `values` that fit together; a `UserError` names those that do not."""
+        made = cls(**values)
         if made.patience and made.keep == "last":
             raise UserError(
                 "patience stops where the best weights are behind, and keep=last keeps the last: "
@@ -84,6 +89,19 @@ class Settings(BaseModel):
                     f"batch_size {one.rows} cannot be split into accumulate={made.accumulate} equal parts."
                 )
         return made
+
+    def check_looks(self, *dev: Sequence[object]) -> None:
+        """Raise a `UserError` where looks at development rows are asked for, and there are none.
+
+        Args:
+            dev: the development rows of each task.
+        """
+        for name in ("patience", "eval_every"):
+            if (value := getattr(self, name)) and not any(map(len, dev)):
+                raise UserError(
+                    f"{name}={value} is about looks at development rows, and there are none: give --dev (in "
+                    f"Python: dev=rows), or leave {name} out."
+                )
 
     def grid(self, default: float = 3e-5) -> list[Settings]:
         """One settings per pair of learning rate and batch size; `default` where no rate is given."""

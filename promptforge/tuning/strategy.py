@@ -36,6 +36,11 @@ class Strategy(Component):
     needs_classes: ClassVar[bool] = False
     joint_exits: ClassVar[bool] = False
 
+    @property
+    def demonstrates(self) -> bool:
+        """Whether it shows demonstrations of its own choice where none are asked for."""
+        return False
+
     def check_rows(self, labelled: Sequence[object], unlabeled: Sequence[object]) -> None:
         """Raise a `UserError` where it lacks rows that it cannot work without."""
         if self.needs_labelled and not labelled:
@@ -80,6 +85,11 @@ class GroupStrategy(Strategy):
     also_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Their options, by strategy."
     )
+
+    @property
+    def demonstrates(self) -> bool:
+        """Whether one of `also` does."""
+        return any(self._other(name).demonstrates for name in self.also)
 
     def check_others(self, tuner: Tuner) -> None:
         """Raise a `UserError` where one of `also` is not there, there twice, or does not fit."""

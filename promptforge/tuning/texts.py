@@ -16,6 +16,7 @@ from promptforge.data import Row
 from promptforge.encode import Encoded
 from promptforge.exits.exits import HeadEnd, mean_of_rows
 from promptforge.template import COLUMN, Part, Prompt, Sep, Soft, Text
+from promptforge.truncation import told_cuts
 from promptforge.tuning.loop import Target
 from promptforge.tuning.objectives import TunedObjective, tensors
 
@@ -200,6 +201,7 @@ class HeadObjective(TunedObjective):
             texts.opening = addition.opening
             encoded = texts.encode(list(rows.values()))
         self._encoded = dict(zip(rows, encoded, strict=True))
+        self.cut = told_cuts(encoded, "", texts.backbone.encoder.max_length)
         tokens = [t for e in encoded for t in (*e.ids, *e.decoder_ids)]
         end = None if exits is None else HeadEnd(texts.backbone, head)
         super().__init__(texts.backbone, method, tokens, addition, start, end, exits)

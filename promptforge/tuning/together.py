@@ -15,6 +15,7 @@ from typing import Any
 
 from promptforge import artifact
 from promptforge.backbone.base import Backbone
+from promptforge.backbone.turns import one_training
 from promptforge.bank import read_together
 from promptforge.classifier import ENSEMBLE, Classifier
 from promptforge.errors import UserError
@@ -64,7 +65,7 @@ class TogetherRun:
         return parts.get(ENSEMBLE) or next(iter(parts.values()))
 
     def to_json(self) -> dict[str, Any]:
-        """As `results.json` has it; "before" and "after" are of the test rows, else of the dev rows."""
+        """As `results.json` has it; "before" and "after" are of the test rows, else of the dev rows, else empty."""
         tasks = {}
         for name, splits in self.results.items():
             found = {
@@ -79,9 +80,8 @@ class TogetherRun:
                 "held_out": False, "results": found,
                 "before": last.get("zero-shot", {}), "after": last.get("tuned", {}),
             }  # fmt: skip
-        measured = {name: one for name, one in tasks.items() if one["after"]}
         trained = {"together": vars(self.trained)}
-        return {"seconds": self.seconds, "results": {}, "tasks": measured, "trained": trained}
+        return {"seconds": self.seconds, "results": {}, "tasks": tasks, "trained": trained}
 
 
 @publishing("run")
@@ -133,12 +133,14 @@ def train_together(
     if len(grid) > 1:
         raise UserError("Tasks are trained together with one learning rate and one batch size.")
     drawn = [_drawn(one, shots, seed) for one in data]
+    grid[0].check_looks(*(one.dev for one in drawn))
     names = _folders([one.name for one in drawn])
     tuners = [_tuner(one, backbone, method, reader, grid[0], seed, report) for one in drawn]
     folder = Path(run) if run else None
     keeper = RunFolder(folder) if folder and processes.is_first() else None
     resolved = config or _config(tuners, drawn, shots)
-    with keeper.opened(resolved, resume=resume) if keeper else nullcontext():
+    opened = keeper.opened(resolved, resume=resume) if keeper else nullcontext()
+    with one_training(backbone), opened:
         processes.wait(backbone.device)
         began = time.perf_counter()
         classifiers, trained = _trained(tuners, drawn, names, folder)
@@ -280,11 +282,14 @@ def _results(
         asked = MultiLabelModel(before, one.task.multi_label)
         asked.choose_threshold(one.dev)
         before = asked
+    for counter in before.cut_counters if before else ():
+        counter.warn_cuts = False  # what the tuned model says of the same rows is enough
     out = {}
     for split, examples in (("dev", one.dev), ("test", one.test)):
         if examples:
             by = {"zero-shot": before.evaluate(examples)} if before is not None else {}
-            out[split] = {**by, "tuned": classifier.evaluate(examples)}
+            what = f"Measuring {one.name} on {split}"
+            out[split] = {**by, "tuned": classifier.evaluate(examples, what)}
     return out
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -13,6 +12,7 @@ from typing import Any
 
 from promptforge import artifact
 from promptforge.backbone.base import Backbone
+from promptforge.backbone.turns import one_training
 from promptforge.classifier import ENSEMBLE, Classifier, Probabilities, check_labels
 from promptforge.data import Example, Row
 from promptforge.errors import UserError, listed
@@ -38,9 +38,6 @@ from promptforge.tuning.strategy import Strategy
 from promptforge.tuning.tracking import Tracking, check, figures
 from promptforge.tuning.tuner import Tuner
 from promptforge.verbalizer import Verbalizer
-
-#: A training seeds the random numbers of the process: one at a time.
-_alone = threading.RLock()
 
 
 @dataclass
@@ -198,7 +195,7 @@ def train(
     folder = RunFolder(Path(run)) if run and processes.is_first() else None
     resolved = config or plan.config
     opened = folder.opened(resolved, resume=resume, rows=told) if folder else nullcontext()
-    with _alone, backbone.busy, started(backend, jobs) as tuner.jobs, opened, ExitStack() as stack:
+    with one_training(backbone), started(backend, jobs) as tuner.jobs, opened, ExitStack() as stack:
         processes.wait(backbone.device)
         log = stack.enter_context(tracking.part("run", resolved))
         began = time.perf_counter()
@@ -214,6 +211,8 @@ def train(
             # Zero-shot is without demonstrations, whatever the strategy shows.
             untrained = tuner.with_(demonstrations=None).untrained()
             untrained = None if _same(untrained, classifier) else untrained
+            for counter in untrained.cut_counters if untrained else ():
+                counter.warn_cuts = False  # what the tuned model says of the same rows is enough
         if multi:
             classifier = label_sets(classifier, multi, chosen_by)
             untrained = untrained and label_sets(untrained, multi, chosen_by)

@@ -121,6 +121,8 @@ class Tuner:
     trained: dict[str, Trained] = field(default_factory=dict)
     #: name -> a model beside the run's own
     beside: dict[str, Backbone] = field(default_factory=dict, repr=False)
+    #: what was cut from training rows, as far as it was told
+    told: set[str] = field(default_factory=set, repr=False)
 
     # --- what strategies use --------------------------------------------------------------
 
@@ -156,9 +158,10 @@ class Tuner:
 
     def _model(self, task: Task, **more: Any) -> PromptModel:
         """A prompt model that has read nothing."""
+        samples = 1 if self.demonstrations is None else self.samples
         return PromptModel(
             self.backbone, task, verbalizer=self.verbalizer.model_copy(deep=True),
-            demonstrations=self.demonstrations, samples=self.samples, report=self.report, **more,
+            demonstrations=self.demonstrations, samples=samples, report=self.report, **more,
         )  # fmt: skip
 
     def members(self, members: Sequence[Member]) -> dict[str, Classifier]:
@@ -266,6 +269,9 @@ class Tuner:
             folder.mkdir(parents=True, exist_ok=True)
         make = self._prompt if member.pattern is not None else self._head
         objective, classifier, finish = make(member, settings)
+        if objective.cut and objective.cut not in self.told:  # members of one pattern cut the same
+            self.told.add(objective.cut)
+            self.report.warn(f"Training: {objective.cut}")
         score = None
         if self.dev:
 
@@ -337,6 +343,7 @@ class Tuner:
             texts, head, self.method, member.targets, start, self._exit_share(settings), member.seed
         )
         live = HeadModel(texts, head, labels, scale=self.task.scale)
+        live.warn_cuts = False
 
         def finish() -> Classifier:
             objective.commit()
@@ -403,9 +410,11 @@ class Tuner:
             told["exits"] = self.exits.model_dump(mode="json")
         if member.objective is not HeadObjective:
             told["objective"] = f"{member.objective.__module__}.{member.objective.__qualname__}"
+        rows = [sorted(map(str, row.items())) for row in self.unlabeled]
         if member.alpha:
-            rows = [sorted(map(str, row.items())) for row in self.unlabeled]
             told["alpha"] = [member.alpha, rows]
+        if self.verbalizer.fits_rows and rows:  # `untrained` calibrates it on them
+            told["calibrated"] = rows
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def with_(self, **changes: Any) -> Tuner:
