@@ -129,7 +129,7 @@ class MultiTaskPromptModel(Savable):
                 rows[one.name], held = one.task.sample_shots(one.train, shots, seed, dev=not own)
                 own = own or held
             dev[one.name] = random.Random(seed).sample(own, min(dev_rows, len(own)))
-        settings.check_looks(*dev.values())
+        settings.warn_looks(self.report, *dev.values())
         patterns = {one.name: list(one.task.patterns) for one in seen}
         draws = mixture(rows, patterns, settings.steps * settings.rows, cap=cap, seed=seed)
         self.counts = dict(Counter(draw.task for draw in draws))

@@ -177,7 +177,7 @@ def train_generator(
     if len(grid := settings.grid(made_method.learning_rate)) > 1:
         raise UserError("Training for generation takes one learning rate and one batch size.")
     settings = grid[0]
-    settings.check_looks(dev)
+    settings.warn_looks(report, dev)
     untrained = Generator(backbone, task, decoding=decoding, report=report)
     if decoding.max_new_tokens is None:
         untrained.room = _room(untrained, train)

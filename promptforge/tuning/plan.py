@@ -151,15 +151,13 @@ def planned(
         )
     if samples > 1 and not made.demonstrates:
         check_samples(samples, selector)
-    settings = settings or Settings()
-    settings.check_looks(dev)
     tuner = Tuner(
         backbone=backbone,
         task=task,
         train=list(train),
         dev=list(dev),
         unlabeled=list(unlabeled),
-        settings=settings,
+        settings=settings or Settings(),
         method=build("method", method) if isinstance(method, str) else method,
         verbalizer=build("verbalizer", verbalizer) if isinstance(verbalizer, str) else verbalizer,
         demonstrations=selector,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from promptforge.errors import UserError, did_you_mean, listed
+from promptforge.progress import Reporter
 
 
 class Settings(BaseModel):
@@ -90,17 +91,18 @@ class Settings(BaseModel):
                 )
         return made
 
-    def check_looks(self, *dev: Sequence[object]) -> None:
-        """Raise a `UserError` where looks at development rows are asked for, and there are none.
+    def warn_looks(self, report: Reporter, *dev: Sequence[object]) -> None:
+        """Warn where looks at development rows are asked for, and there are none.
 
         Args:
+            report: takes the warnings.
             dev: the development rows of each task.
         """
         for name in ("patience", "eval_every"):
             if (value := getattr(self, name)) and not any(map(len, dev)):
-                raise UserError(
-                    f"{name}={value} is about looks at development rows, and there are none: give --dev (in "
-                    f"Python: dev=rows), or leave {name} out."
+                report.warn(
+                    f"{name}={value} is about looks at development rows, and there are none: it does nothing. "
+                    "Give --dev (in Python: dev=rows)."
                 )
 
     def grid(self, default: float = 3e-5) -> list[Settings]:

@@ -133,7 +133,7 @@ def train_together(
     if len(grid) > 1:
         raise UserError("Tasks are trained together with one learning rate and one batch size.")
     drawn = [_drawn(one, shots, seed) for one in data]
-    grid[0].check_looks(*(one.dev for one in drawn))
+    grid[0].warn_looks(report, *(one.dev for one in drawn))
     names = _folders([one.name for one in drawn])
     tuners = [_tuner(one, backbone, method, reader, grid[0], seed, report) for one in drawn]
     folder = Path(run) if run else None

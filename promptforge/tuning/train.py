@@ -185,6 +185,7 @@ def train(
     )  # fmt: skip
     tuner, made_strategy, at_exits = plan.tuner, plan.strategy, plan.exits
     _check_weights(tuner, row_weights)
+    tuner.settings.warn_looks(tuner.report, dev)
     whole, task, multi, chosen_by = task, task.binary, task.multi_label, dev
     if tuner.demonstrations is not None:
         # Of its own: the selector that was given may be another classifier's too.
