@@ -76,7 +76,6 @@ class TaskBank:
         self.report = report or Reporter()
         self._tasks = _Tasks()
         self._changes = threading.Lock()
-        self._reading = False  # whether whoever has the model has it for the bank
         self._left = False  # whether a task that is gone may still be in the model
 
     @classmethod
@@ -180,25 +179,22 @@ class TaskBank:
 
     def _clear(self) -> None:
         # Whoever has the model clears it afterwards, and looks again after that: nothing is left.
-        while self._left and self.backbone.busy.acquire(blocking=False):
+        busy = self.backbone.busy
+        while self._left and busy.acquire(blocking=False):
             try:
-                if self._reading:  # this thread itself, further up
+                if busy.entered > 1:  # this thread itself, further up, reads some model
                     return
                 self._left = False
                 self.backbone.apply(None)
             finally:
-                self.backbone.busy.release()
+                busy.release()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """The model for oneself."""
         try:
             with self.backbone.busy:
-                before, self._reading = self._reading, True
-                try:
-                    yield
-                finally:
-                    self._reading = before
+                yield
         finally:
             self._clear()
 

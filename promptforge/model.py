@@ -20,7 +20,7 @@ from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.readout import Readout
 from promptforge.row_json import row_to_json
-from promptforge.selection import DemonstrationSelector, check_samples
+from promptforge.selection import DemonstrationSelector
 from promptforge.task import TASK_FILE, Task
 from promptforge.template import Mask, Prompt, Soft
 from promptforge.truncation import CutCounter
@@ -75,7 +75,6 @@ class PromptModel(CutCounter, Classifier):
         report: Reporter | None = None,
     ) -> None:
         super().__init__()
-        check_samples(samples, demonstrations)
         backbone.need_head()
         self.backbone = backbone
         self.weights = weights

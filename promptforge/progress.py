@@ -40,6 +40,22 @@ class _Silent:
         pass
 
 
+class KeptWarnings(Reporter):
+    """Keeps its warnings: a job in another process has nobody there to tell, and sends them back.
+
+    Attributes:
+        kept: each once, in order.
+    """
+
+    def __init__(self) -> None:
+        self.kept: list[str] = []
+
+    def warn(self, text: str) -> None:
+        """Keep it."""
+        if text not in self.kept:
+            self.kept.append(text)
+
+
 class TerminalReporter(Reporter):
     """Writes to standard error: rich bars on a terminal, a line every few seconds elsewhere."""
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PrivateAttr
 
 from promptforge.components import Component
-from promptforge.errors import UserError
 from promptforge.multilabel import LABEL, NO, YES
 
 if TYPE_CHECKING:
@@ -72,12 +71,14 @@ class DemonstrationSelector(Component):
         """Told which rows will be asked for next, so that work can be done for all at once."""
 
 
-def check_samples(samples: int, selector: DemonstrationSelector | str | None) -> None:
-    """Raise a `UserError` where draws of demonstrations are to be averaged, and none are shown."""
+def warn_samples(
+    samples: int, selector: DemonstrationSelector | str | None, report: Reporter
+) -> None:
+    """Warn where draws of demonstrations are to be averaged, and none are shown."""
     if samples > 1 and selector is None:
-        raise UserError(
-            f"--samples {samples} averages over draws of demonstrations, and none are shown: choose them with "
-            "--demonstrations (in Python: demonstrations=...), or leave --samples out."
+        report.warn(
+            f"--samples {samples} averages over draws of demonstrations, and none are shown: it does nothing. "
+            "Choose them with --demonstrations (in Python: demonstrations=...)."
         )
 
 

@@ -6,7 +6,6 @@ with label words of its own or the task's; the two always travel together.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -394,17 +393,22 @@ def _lists(words: Mapping[str, str | Sequence[str]]) -> Words:
 
 
 def mistyped_splits(data: Mapping[str, str]) -> dict[str, str]:
-    """Names in [data] that are near one of `SPLITS` that is not there, and that one.
-
-    A name that has it as a word of its own ("train-small", "test2") is a split of the user's.
-    """
+    """Names in [data] that are one of `SPLITS` that is not there but for a slip, and that one."""
     absent = [split for split in SPLITS if split not in data]
-    found = {}
-    for name in data:
-        own = name in SPLITS or set(re.split("[^a-z]+", name)) & set(SPLITS)
-        if not own and (near := nearest(name.lower(), absent)):
-            found[name] = near
-    return found
+    return {
+        name: split
+        for name in data
+        if name not in SPLITS
+        for split in absent
+        if _slip(name.lower(), split)
+    }
+
+
+def _slip(word: str, meant: str) -> bool:
+    """Whether words differ in their letters' order, or one has a letter more."""
+    short, long = sorted((word, meant), key=len)
+    shortened = {long[:i] + long[i + 1 :] for i in range(len(long))}
+    return sorted(word) == sorted(meant) or short in shortened
 
 
 def task_from_data(

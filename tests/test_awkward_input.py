@@ -97,6 +97,33 @@ def test_what_training_cuts_is_told_once(
     assert re.search(r"(4 of 8 rows|8 of 16 prompts) were cut", warning)
 
 
+def test_what_workers_warn_of_is_told_once_too(
+    command: Command, tiny_model: Folder, reviews: Path
+) -> None:
+    table([f"film {i} is good " * 100 for i in range(8)]).replace(reviews / "train.csv")
+    told = "rows were cut to fit 40 tokens (pattern it-was: text by "
+    base = ("--model", tiny_model("bert"), "--pattern", "it-was", "--steps", 1, "--max-length", 40)
+    for args in (
+        ("train", reviews, *base, "--strategy", "ensemble", "-o", "strategy.repetitions=2"),
+        ("compare", reviews, *base, "--strategy", "prompt", "--seeds", "1,2", "--shots", 2),
+    ):
+        ran = command(*args, "--jobs", 2)
+        assert ran.code == 0, ran.err
+        training = [line for line in ran.err.splitlines() if "Training: " in line and told in line]
+        assert len(training) == 1 and training[0].startswith("Warning: "), ran.err
+        assert "UserWarning" not in ran.err, ran.err
+
+
+def test_prompts_and_whole_texts_that_are_cut(command: Command, base: tuple[Any, ...]) -> None:
+    source = table(["a good film " * 100] * 4 + ["a bad film"] * 4)
+    for split in ("train", "dev", "test"):
+        shutil.copy(source, base[0] / f"{split}.csv")
+    both = ("--strategy", "ensemble", "-o", 'strategy.also=["finetune"]', "--max-length", 40)
+    command("train", *base, *both, "--steps", 2, "--run", "run")
+    ran = command("predict", "run", "--data", source, "-O", "out.csv")
+    assert "4 of 8 (pattern it-was), 4 of 8 (whole texts) rows were cut" in ran.err
+
+
 def test_rows_that_repeat(command: Command, base: tuple[Any, ...]) -> None:
     source = table(["good", "bad", "good", "bad", "bad"])
     ran = command("evaluate", *base, "--data", source)

@@ -226,8 +226,6 @@ def test_task_files(fails: Callable[..., str], toml: str, expected: str) -> None
     [
         (("predict", "--label-column", "label"), "--label-column label: predict reads no labels"),
         (("predict", "--format", "tsv", "-O", "out.csv"), "--format tsv is for standard output, and the ending of out.csv"),
-        (("predict", "--samples", 2), "--samples 2 averages over draws of demonstrations, and none are shown"),
-        (("evaluate", "--samples", 2), "--samples 2 averages over draws of demonstrations, and none are shown"),
         (("evaluate", "--split", "dev"), "--split dev is one of the task's own tables, and --data stands in"),
     ],
 )  # fmt: skip
@@ -283,6 +281,7 @@ def test_a_mistyped_split_is_warned_of(command: Command, tiny_model: Folder) -> 
     # Splits of one's own are nobody's mistake.
     assert not said('train = "d.csv"\ntest2 = "d.csv"\ndev-hard = "d.csv"\nhard = "d.csv"\n')
     assert not said('train = "d.csv"\ntest = "d.csv"\ntests = "d.csv"\n')
+    assert not said('train = "d.csv"\nlabeled = "d.csv"\ndevtest = "d.csv"\nrest = "d.csv"\n')
 
 
 def test_label_words_that_are_missing(fails: Callable[..., str], tiny_model: Folder) -> None:

@@ -327,6 +327,25 @@ def test_a_task_that_goes_while_it_is_read_leaves_afterwards() -> None:
     assert gone() is None
 
 
+def test_a_task_that_goes_while_its_thread_reads_another_model_disturbs_nothing() -> None:
+    backbone = tiny.backbone("bert")
+    film = task("film", FILM, "{{ text }} It was {{ mask }}")
+    bank, other = TaskBank(backbone), tuned(backbone, 3, film)
+    bank.add("a", tuned(backbone, 0, film))
+    bank.predict([("a", texts(1)[0])])
+    rows = texts(3)
+    expected, _ = other.predict_proba(rows), other.forget()
+    hook = backbone.embedding.register_forward_hook(
+        lambda *_: bank.drop("a") if "a" in bank else None
+    )
+    try:
+        np.testing.assert_allclose(other.predict_proba(rows), expected, atol=1e-6)
+    finally:
+        hook.remove()
+    assert "a" not in bank
+    backbone.apply(None)
+
+
 def test_a_task_is_added_while_modules_of_peft_are_in_the_model() -> None:
     backbone, other = tiny.fresh("bert"), tiny.fresh("bert")
     loha = adding.trained(adding.tuner(other, "peft", config="loha"))

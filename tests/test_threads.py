@@ -35,7 +35,7 @@ from promptforge import (
 )
 from promptforge.backbone.attached import Attached
 from promptforge.backbone.weights import Weights
-from promptforge.exits.model import set_policy
+from promptforge.exits.model import ExitModel, set_policy
 from promptforge.tuning.loop import Training
 
 ROWS = [e.row for e in Task.load(tiny.EXAMPLES).examples("test")[:12]]
@@ -136,11 +136,18 @@ def reading(kind: str, folder: Path) -> tuple[Any, Callable[[], Any]]:
         return backbone, lambda: np.stack(bank.predict_proba([("films", r) for r in ROWS])).tolist()
     made = train(
         task, task.examples("train")[::4], backbone=backbone, method="lora", compare_untrained=False,
-        strategy="finetune" if kind == "head" else "prompt", exits="joint" if kind == "exits" else None,
+        strategy="finetune" if kind == "head" else "prompt",
+        exits="joint" if kind.startswith("exits") else None,
         settings=Settings.of(steps=4, learning_rate=0.01, precision="float32"),
     ).classifier  # fmt: skip
-    if kind == "exits":
+    if kind.startswith("exits"):
         set_policy(made, "confidence", {"threshold": 0.6})
+        assert isinstance(made, ExitModel)
+        (encoded,) = made.encoded(ROWS)
+        if kind == "exits, read":
+            return backbone, lambda: made.read(encoded)[0].tolist()
+        if kind == "exits, every layer":
+            return backbone, lambda: made.every_layer(encoded).tolist()
     if kind == "fill":
         made.forget()
         return backbone, lambda: made.fill(ROWS[0])
@@ -148,7 +155,20 @@ def reading(kind: str, folder: Path) -> tuple[Any, Callable[[], Any]]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["prompt", "fill", "head", "exits", "generate", "loss", "bank", "loading", "checking"]
+    "kind",
+    [
+        "prompt",
+        "fill",
+        "head",
+        "exits",
+        "exits, read",
+        "exits, every layer",
+        "generate",
+        "loss",
+        "bank",
+        "loading",
+        "checking",
+    ],
 )
 def test_who_reads_waits_for_who_has_the_model(kind: str, tmp_path: Path) -> None:
     backbone, read = reading(kind, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,6 @@ from torch.nn.functional import log_softmax
 from promptforge import (
     Example,
     PromptForgeError,
-    PromptModel,
     Settings,
     Task,
     Template,
@@ -37,7 +37,6 @@ from promptforge.tuning.loop import Target
 from promptforge.tuning.memory import FREE, warn_matrices
 from promptforge.tuning.mixed import TaskExamples
 from promptforge.tuning.objectives import PromptObjective
-from promptforge.tuning.plan import planned
 from promptforge.tuning.schedule import order, rate_at
 from promptforge.tuning.texts import Head, HeadObjective
 from promptforge.tuning.tuner import Member, Tuner
@@ -419,23 +418,36 @@ def test_looks_at_rows_that_are_not_there(name: str) -> None:
 
 
 def test_draws_of_demonstrations_that_are_not_shown() -> None:
-    made = tuner(tiny.backbone("bert"))
-    given = {"backbone": made.backbone, "samples": 3}
-    with pytest.raises(UserError, match=r"^--samples 3 averages .* --demonstrations"):
-        planned(made.task, made.train, [], **given)
-    with pytest.raises(UserError, match=r"^--samples 3"):
-        PromptModel(made.backbone, made.task, samples=3)
+    """A warning: what tries settings side by side has them for those that show some."""
+    made = plain.of_every_label(tuner(tiny.backbone("bert")))
+    given: dict[str, Any] = {"backbone": made.backbone, "samples": 3, "settings": settings(steps=1)}
+    told = r"^--samples 3 averages .* does nothing.* --demonstrations"
     alone = build("strategy", "ensemble", of="lm-bff", of_options={"demonstrate": False})
-    with pytest.raises(UserError, match=r"^--samples 3"):
-        planned(made.task, made.train, [], strategy=alone, **given)
+    for strategy in ("prompt", alone):
+        with pytest.warns(UserWarning, match=told):
+            train(made.task, made.train, dev=made.train, strategy=strategy, **given)
     # Those that show some of their own choice need none.
-    own = build("strategy", "lm-bff", filter=False)
     for strategy in (
-        own,
         build("strategy", "ensemble", of="lm-bff"),
         build("strategy", "ensemble", also=["lm-bff"]),
     ):
-        assert planned(made.task, made.train, [], strategy=strategy, **given).tuner.samples == 3
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="--samples")
+            train(made.task, made.train, dev=made.train, strategy=strategy, **given)
+
+
+def test_a_member_read_again_draws_only_what_it_shows(tmp_path: Path) -> None:
+    made = plain.of_every_label(tuner(tiny.backbone("bert")))
+    mixed = build("strategy", "ensemble", also=["lm-bff"])
+    found = []
+    for resume in (False, True):
+        run = train(
+            made.task, made.train, dev=made.train, backbone=made.backbone, strategy=mixed, samples=3,
+            settings=settings(steps=1), run=tmp_path / "run", resume=resume,
+        )  # fmt: skip
+        (tmp_path / "run" / "results.json").unlink()
+        found.append({name: m.samples for name, m in run.classifier.members.items()})  # type: ignore[attr-defined]
+    assert found[0] == found[1] and set(found[0].values()) == {1, 3}
 
 
 def test_rate_and_batch_are_chosen_on_dev(monkeypatch: pytest.MonkeyPatch) -> None:

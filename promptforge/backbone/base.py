@@ -8,7 +8,6 @@ through the model's own `forward`, so scales, biases and soft caps of every arch
 from __future__ import annotations
 
 import hashlib
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,6 +26,7 @@ from promptforge.backbone.last_layer import LastLayer
 from promptforge.backbone.layers import Layers, all_layers, find_layers
 from promptforge.backbone.patterned import Placed
 from promptforge.backbone.sites import Site, find_sites, is_matrix
+from promptforge.backbone.turns import Turn
 from promptforge.backbone.weights import CompactVocabulary, Weights
 from promptforge.encode import Encoded, Frame, PromptEncoder
 from promptforge.errors import PromptForgeError, UserError
@@ -91,7 +91,7 @@ class Backbone(ABC):
         self.current: Batch | None = None
         self._applied: Weights | None = None
         #: held by whoever reads or tunes the model: it has room for one set of weights and one batch
-        self.busy = threading.RLock()
+        self.busy = Turn()
         self._undo = Weights()
         self._attached: Attached | None = None
         #: the pattern that takes the place of full attention, where one does

@@ -26,6 +26,35 @@ T = TypeVar("T")
 _training = threading.RLock()
 
 
+class Turn:
+    """A lock that its thread may enter again, as `threading.RLock`, and that counts how often it did.
+
+    Attributes:
+        entered: by the thread that has it; of no use to others.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self.entered = threading.RLock(), 0
+
+    def acquire(self, blocking: bool = True) -> bool:
+        """Have it; without `blocking` only where no other thread has."""
+        if not self._lock.acquire(blocking):
+            return False
+        self.entered += 1
+        return True
+
+    def release(self) -> None:
+        """Leave it once."""
+        self.entered -= 1
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
 def in_turn(
     method: Callable[Concatenate[R, P], T],
 ) -> Callable[Concatenate[R, P], T]:

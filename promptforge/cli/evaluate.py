@@ -47,6 +47,8 @@ def evaluate(as_json: bool, **params: Any) -> None:
     from promptforge.evaluation import Evaluation, MultiLabelEvaluation, RegressionEvaluation
 
     split = params["split"]
+    if passed_over("data", "split"):  # what is typed goes over the file
+        params["data"] = None
     if split and params["data"] and not passed_over("split", "data"):
         raise UserError(
             f"--split {split} is one of the task's own tables, and --data stands in their place: leave one of "

@@ -118,12 +118,15 @@ def warn_cuts(model: Classifier, rows: int, report: Reporter, who: str = "") -> 
         return
     what = "rows" if all(read[pattern] == rows for pattern in cut) else "prompts"
     told = ", ".join(
-        f"{n} of {read[pattern]}" + (f" (pattern {pattern})" if len(read) > 1 else "")
-        for pattern, n in cut.items()
+        f"{n} of {read[pattern]}" + _of(pattern) * (len(read) > 1) for pattern, n in cut.items()
     )
     by = ", ".join(f"{column} by {n} tokens" for column, n in tokens.items())
     limit = max(one.cut_limit for one in counters)
     report.warn(f"{who}{told} {what} were cut to fit {limit} tokens, in all: {by}.")
+
+
+def _of(pattern: str) -> str:
+    return f" (pattern {pattern})" if pattern else " (whole texts)"
 
 
 def _predicted(
@@ -184,7 +187,7 @@ def printed_as(output: str, format_: str | None) -> str | None:
     if format_ and not passed_over("format_", "output"):
         raise UserError(
             f"--format {format_} is for standard output, and the ending of {output} says how it is written: "
-            "leave --format out, or name a file with another ending."
+            "leave --format out, name a file with another ending, or give --output -."
         )
     return None
 

@@ -353,10 +353,10 @@ def adapter_weights(params: Mapping[str, Any], backbone: Any) -> Any:
 def fit_demonstrations(setup: Setup) -> DemonstrationSelector | None:
     """The selector of --demonstrations, fitted on the task's training rows."""
     from promptforge.plugins import build
-    from promptforge.selection import check_samples, fit_selector
+    from promptforge.selection import fit_selector, warn_samples
 
     name = setup.params.get("demonstrations")
-    check_samples(setup.params.get("samples") or 1, name)
+    warn_samples(setup.params.get("samples") or 1, name, setup.report)
     if not name:
         return None
     selector: DemonstrationSelector = build(

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import rich_click as click
 
-from promptforge.cli.common import ListingGroup, console, json_option, plain, print_json
+from promptforge.cli.common import (
+    ListingGroup,
+    console,
+    json_option,
+    plain,
+    print_json,
+    reporter,
+)
 from promptforge.errors import UserError
 
 
@@ -56,7 +63,7 @@ def show(name: str, as_json: bool) -> None:
     """Show a task folder: its patterns and label words."""
     from promptforge.task import Task
 
-    task = Task.load(name)
+    task = Task.load(name, reporter())
     if as_json:
         print_json(
             {
@@ -89,7 +96,7 @@ def copy(name: str, folder: Path) -> None:
     """Copy a task folder to FOLDER, to change it."""
     from promptforge.task import Task
 
-    task = Task.load(name)
+    task = Task.load(name, reporter())
     if folder.exists():
         raise UserError(f"{folder} exists already: choose a folder that does not.")
     assert task.folder is not None

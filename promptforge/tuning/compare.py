@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -18,7 +18,7 @@ from promptforge.backbone.base import Backbone
 from promptforge.data import Example, Row
 from promptforge.errors import UserError, did_you_mean
 from promptforge.evaluation import MultiLabelEvaluation, paired
-from promptforge.progress import Reporter
+from promptforge.progress import KeptWarnings, Reporter
 from promptforge.remote import publish, publishing, url_of
 from promptforge.task import Task
 from promptforge.tuning import jobs as job_queue
@@ -37,6 +37,12 @@ FIGURES = {
 }
 #: The arguments of a training that differ from cell to cell.
 _OF_CELLS = (*ROLES, "train", "samples", "seed", "run", "resume")
+_ELSEWHERE = {
+    "train": "The training rows are its second argument, rows.",
+    "seed": "It takes several: seeds=[13, 21].",
+    "run": "Its runs are kept in folder=...",
+    "resume": "The same call with the same folder=... goes on where it stopped.",
+}
 _OF_TRAINING = tuple(signature(train).parameters)
 #: bytes of a cell's name that every file system takes
 _LONGEST = 200
@@ -114,9 +120,9 @@ class Comparison:
         """How many rows of each label the baseline needs to reach each other contender's mean.
 
         Read off the baseline's curve, straight between its points in the logarithm of the rows;
-        A contender of several sizes is named with each, "pet with 16".
         None where it does not get there with the rows it was given. The least that was tried is
-        enough where its first point is as good already. All rows (0 shots) are no point.
+        enough where its first point is as good already. All rows (0 shots) are no point. A contender
+        of several sizes is named with each: "pet with 16".
         """
         score, lines = self.figures[0], self.summary()
         own = [s for s in lines if s["contender"] == baseline and s["shots"]]
@@ -180,7 +186,7 @@ def compare(
     """
     report = report or Reporter()
     _check_options(options)
-    seeds = [seeds] if isinstance(seeds, int) else seeds
+    seeds = [int(seeds)] if isinstance(seeds, int | np.integer) else seeds
     made = [c if isinstance(c, Contender) else Contender.parse(c) for c in contenders]
     if not test:
         raise UserError("A comparison needs test rows: give --test FILE.")
@@ -270,16 +276,19 @@ def trained(
     open_ = [job for job in todo if job.name not in done]
     work = partial(_train_cell, task, rows, common)
     if jobs > 1 and len(open_) > 1 and job_queue.can_send(backbone, report):
-        return done | job_queue.run(
-            work, {job.name: job for job in open_}, backbone=backbone, jobs=jobs, folder=home,
-            report=report, what="Training", unit="cells",
+        made = job_queue.run(
+            partial(_job, work), {job.name: job for job in open_}, backbone=backbone, jobs=jobs,
+            folder=home, report=report, what="Training", unit="cells",
         )  # fmt: skip
+        for text in dict.fromkeys(text for _, kept in made.values() for text in kept):
+            report.warn(text)
+        return done | {name: results for name, (results, _) in made.items()}
     for job in open_:
         many = "no" if job.shots == 0 else job.shots or "all"
         report.note(f"{job.contender.text}, {many} rows a label, seed {job.seed}")
         # The members of a cell that is alone may be trained side by side.
-        own = partial(_train_cell, task, rows, {**common, "jobs": jobs, "report": report})
-        done[job.name] = own(backbone, home, job.name, job)
+        own = partial(_train_cell, task, rows, {**common, "jobs": jobs})
+        done[job.name] = own(backbone, home, job.name, job, report)
     return done
 
 
@@ -308,6 +317,12 @@ def _found(
     return done
 
 
+def _job(work: Callable[..., dict[str, Any]], *given: Any) -> tuple[dict[str, Any], list[str]]:
+    """A cell in a worker: its results, and what it warned of."""
+    report = KeptWarnings()
+    return work(*given, report=report), report.kept
+
+
 def _train_cell(
     task: Task,
     rows: Sequence[Example],
@@ -316,10 +331,11 @@ def _train_cell(
     folder: Path | None,
     name: str,
     job: Job,
+    report: Reporter,
 ) -> dict[str, Any]:
     home = folder / name if folder else None
     run = train(
-        task, rows, backbone=backbone, run=home, resume=home is not None and home.exists(),
+        task, rows, backbone=backbone, run=home, resume=home is not None and home.exists(), report=report,
         **job.arguments(), **common,
     )  # fmt: skip
     if home:
@@ -335,8 +351,12 @@ def _check_options(given: Iterable[str]) -> None:
             continue
         if name in Settings.model_fields:
             near = f" It is a setting: settings=Settings.of({name}=...)."
+        elif name == "strategy":
+            near = " Strategies are the contenders: compare(task, rows, ['prompt', 'pet'], ...)."
         elif name in (*ROLES, "samples"):
             near = f" It is each contender's own: 'prompt:{name}=...'."
+        elif name in _ELSEWHERE:
+            near = f" {_ELSEWHERE[name]}"
         else:
             near = did_you_mean(name, [*known, *signature(compare).parameters])
         raise UserError(f"compare has no argument {name!r}.{near}")

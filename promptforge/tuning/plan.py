@@ -16,7 +16,7 @@ from promptforge.errors import UserError, did_you_mean
 from promptforge.exits.train import ExitTraining, Joint, check_exits, exit_training
 from promptforge.plugins import build
 from promptforge.progress import Reporter
-from promptforge.selection import DemonstrationSelector, check_samples
+from promptforge.selection import DemonstrationSelector
 from promptforge.task import Task
 from promptforge.tuning.method import TuningMethod
 from promptforge.tuning.settings import Settings
@@ -149,8 +149,6 @@ def planned(
             "Demonstrations are labelled rows, and there are none: give some, or leave out "
             "--demonstrations."
         )
-    if samples > 1 and not made.demonstrates:
-        check_samples(samples, selector)
     tuner = Tuner(
         backbone=backbone,
         task=task,

@@ -22,7 +22,7 @@ from promptforge.exits.train import ExitTraining, TwoStage, train_exits
 from promptforge.multilabel import label_sets
 from promptforge.progress import Reporter
 from promptforge.remote import publishing
-from promptforge.selection import DemonstrationSelector, fit_selector
+from promptforge.selection import DemonstrationSelector, fit_selector, warn_samples
 from promptforge.task import Task
 from promptforge.tuning import processes
 from promptforge.tuning.backends import Backend, started
@@ -186,6 +186,8 @@ def train(
     tuner, made_strategy, at_exits = plan.tuner, plan.strategy, plan.exits
     _check_weights(tuner, row_weights)
     tuner.settings.warn_looks(tuner.report, dev)
+    if not made_strategy.demonstrates:
+        warn_samples(samples, tuner.demonstrations, tuner.report)
     whole, task, multi, chosen_by = task, task.binary, task.multi_label, dev
     if tuner.demonstrations is not None:
         # Of its own: the selector that was given may be another classifier's too.

@@ -27,7 +27,7 @@ from promptforge.exits.model import ExitModel
 from promptforge.exits.train import ExitTraining
 from promptforge.model import PromptModel
 from promptforge.plugins import build
-from promptforge.progress import Reporter
+from promptforge.progress import KeptWarnings, Reporter
 from promptforge.selection import DemonstrationSelector
 from promptforge.task import Task
 from promptforge.tuning import jobs as job_queue
@@ -186,11 +186,13 @@ class Tuner:
         with nullcontext(self.folder) if self.folder else TemporaryDirectory() as folder:
             shared = replace(self, folder=Path(folder).absolute())  # a worker may stand elsewhere
             alone = replace(shared, backbone=None, report=Reporter(), trained={}, jobs=1, beside={})  # type: ignore[arg-type]
-            job_queue.run(
+            said = job_queue.run(
                 partial(_train_member, alone), {m.name: m for m in open_}, backbone=self.backbone,
                 jobs=self.jobs, folder=shared.folder, made="members/{}", report=self.report,
                 what="Tuning", unit="members",
             )  # fmt: skip
+            for text in dict.fromkeys(text for kept in said.values() for text in kept):
+                self.report.warn(text)
             return {member.name: shared.member(member) for member in members}
 
     def _home(self, member: Member) -> Path | None:
@@ -374,7 +376,7 @@ class Tuner:
         made = artifact.load(home, backbone=self.backbone, report=self.report)
         plain = made.plain if isinstance(made, ExitModel) else made
         if isinstance(plain, PromptModel):
-            plain.samples = self.samples
+            plain.samples = self.samples if plain.demonstrations is not None else 1
         return made
 
     def identity(self, member: Member) -> str:
@@ -410,11 +412,12 @@ class Tuner:
             told["exits"] = self.exits.model_dump(mode="json")
         if member.objective is not HeadObjective:
             told["objective"] = f"{member.objective.__module__}.{member.objective.__qualname__}"
-        rows = [sorted(map(str, row.items())) for row in self.unlabeled]
-        if member.alpha:
-            told["alpha"] = [member.alpha, rows]
-        if self.verbalizer.fits_rows and rows:  # `untrained` calibrates it on them
-            told["calibrated"] = rows
+        if member.alpha or (self.verbalizer.fits_rows and self.unlabeled):
+            rows = [sorted(map(str, row.items())) for row in self.unlabeled]
+            if member.alpha:
+                told["alpha"] = [member.alpha, rows]
+            else:  # `untrained` calibrates the verbalizer on them
+                told["calibrated"] = rows
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def with_(self, **changes: Any) -> Tuner:
@@ -424,11 +427,13 @@ class Tuner:
 
 def _train_member(
     tuner: Tuner, backbone: Backbone, folder: Path | None, name: str, member: Member
-) -> None:
-    """A job: train a member into `folder`."""
+) -> list[str]:
+    """A job: train a member into `folder`; what it warned of."""
+    report = KeptWarnings()
     if folder != tuner.folder:  # of another machine, where nobody would look for logs
         tuner = replace(tuner, tracking=Tracking())
-    replace(tuner, backbone=backbone, folder=folder).member(member)
+    replace(tuner, backbone=backbone, folder=folder, report=report).member(member)
+    return report.kept
 
 
 def _exiting(made: PromptModel | HeadModel, exits: Exits | None) -> Classifier:
