@@ -100,6 +100,8 @@ class PromptModel(CutCounter, Classifier):
         )
         self._verbalizers: dict[str, Verbalizer] = {}
         self._calibrations: dict[str, Calibration] = {}
+        self._spaces: dict[str, bool] = {}  # pattern -> whether one stands before the mask
+        self._warned: set[str] = set()
         self._states: dict[Any, Tensor] | None = {} if remember else None
         self._opening: tuple[Soft, ...] = ()  # while its soft tokens are trained
 
@@ -148,6 +150,11 @@ class PromptModel(CutCounter, Classifier):
             "samples": self.samples,
         }
 
+    @property
+    def slot(self) -> int:
+        """Which mask its verbalizer reads, counted from 0."""
+        return self._prototype.slot
+
     def forget(self) -> None:
         """Remember no hidden states, from now on."""
         self._states = None
@@ -160,11 +167,13 @@ class PromptModel(CutCounter, Classifier):
         if self.demonstrations:
             chosen = self.demonstrations
             demos = chosen.select(row) if draw is None else chosen.sample(row, draw)
+        words = self.task.words_for(pattern)
         made = self.task.patterns[pattern].template.render(
             row,
             labels=self.labels,
-            words=self.task.words_for(pattern),
+            words=words,
             demos=[(d.row, d.label) for d in demos],
+            shown=[self._prototype.shown(d.label, words.get(d.label, ()), d.row) for d in demos],
         )
         return Prompt((*self.opening, *made.parts)) if self.opening else made
 
@@ -235,7 +244,23 @@ class PromptModel(CutCounter, Classifier):
             self.demonstrations.prepare(rows)
         encoded = self.encode(pattern, [self.prompt(pattern, row, draw) for row in rows])
         self.count_cuts(encoded, pattern, self.backbone.encoder.max_length, self.report, what)
+        self._warn_of_spaces(pattern, encoded)
         return encoded
+
+    def _warn_of_spaces(self, pattern: str, encoded: Sequence[Encoded]) -> None:
+        """Warn once of a pattern that has a space before the mask in some rows only."""
+        if self.slot >= len(encoded[0].slots):
+            return
+        first = self._spaces.setdefault(pattern, encoded[0].slots[self.slot].space_before)
+        others = (e.slots[self.slot].space_before != first for e in encoded)
+        row = next((i for i, other in enumerate(others, start=1) if other), None)
+        if row is not None and pattern not in self._warned:
+            self._warned.add(pattern)
+            self.report.warn(
+                f"Pattern {pattern}: row {row} has {'no' if first else 'a'} space before the mask and others have "
+                f"{'one' if first else 'none'}, so its words are not written as it would write them. Let the template "
+                "give all rows the same."
+            )
 
     def _remembered(self, encoded: list[Encoded], label: str) -> Tensor:
         if self._states is None:
@@ -258,6 +283,10 @@ class PromptModel(CutCounter, Classifier):
         """The verbalizer of a pattern, bound to its words; `encoded` is any prompt of it."""
         if pattern not in self._verbalizers:
             made = self._prototype.model_copy(deep=True)
+            if made.slot >= (masks := len(encoded.slots)):
+                raise UserError(
+                    f"slot={made.slot}: the template has {masks} mask(s), counted from 0."
+                )
             # What it starts from is the model's own, whatever is tuned; and it can be trained.
             self.backbone.apply(None)
             words, folder = self.task.words_for(pattern), self.task.folder
@@ -321,6 +350,9 @@ class PromptModel(CutCounter, Classifier):
             )
         for pattern in self.task.patterns:
             scores = None
+            # The template says how its words are written, not what a calibration reads besides.
+            if rows:
+                self.verbalizer(pattern, self.encode(pattern, [self.prompt(pattern, rows[0])])[0])
             if self._calibration.needs_rows:
                 readout = self.read(pattern, rows, "Calibrating")
                 with torch.inference_mode():
@@ -331,6 +363,11 @@ class PromptModel(CutCounter, Classifier):
         assert self._calibration is not None
 
         def score(prompts: Sequence[Prompt]) -> Tensor:
+            opening = self.opening
+            prompts = [
+                p if p.parts[: len(opening)] == opening else Prompt((*opening, *p.parts))
+                for p in prompts
+            ]
             encoded = self.encode(pattern, prompts)
             readout = Readout(self.backbone, encoded, self.backbone.states(encoded))
             with torch.inference_mode():

@@ -50,10 +50,14 @@ class Evidence:
 
     @classmethod
     def of(
-        cls, readouts: Sequence[tuple[Readout, Candidates]], targets: Tensor, labels: Sequence[str]
+        cls,
+        readouts: Sequence[tuple[Readout, Candidates]],
+        targets: Tensor,
+        labels: Sequence[str],
+        slot: int = 0,
     ) -> Evidence:
-        """Evidence from readouts; their candidates are the same words."""
-        sources = [_Source(readout, candidates) for readout, candidates in readouts]
+        """Evidence from readouts at one of their masks; their candidates are the same words."""
+        sources = [_Source(readout, candidates, slot) for readout, candidates in readouts]
         return cls(tuple(labels), readouts[0][1].words, targets, sources)
 
     @classmethod
@@ -92,12 +96,13 @@ def _row_blocks(rows: int, size: int) -> Iterator[slice]:
 class _Source:
     """Evidence from what a model said."""
 
-    def __init__(self, readout: Readout, candidates: Candidates) -> None:
-        self.readout, self.candidates = readout, candidates
+    def __init__(self, readout: Readout, candidates: Candidates, slot: int) -> None:
+        self.readout, self.candidates, self.slot = readout, candidates, slot
 
     def blocks(self, words: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
         ids = self.candidates.ids if words is None else self.candidates.ids[words]
-        states, backbone, log_z = self.readout.at(), self.readout.backbone, self.readout.log_z()
+        readout, slot = self.readout, self.slot
+        states, backbone, log_z = readout.at(slot), readout.backbone, readout.log_z(slot)
         for rows in _row_blocks(len(states), _ROWS):
             yield rows, backbone.logits(states[rows], ids).float() - log_z[rows, None]
 
@@ -204,8 +209,11 @@ def search_verbalizer(
     rows = [e.row for e in train]
     read = {p: model.read(p, rows, "Reading labelled rows") for p in model.task.patterns}
 
+    slot = model.slot
+
     def candidates(readout: Readout) -> Candidates:
-        space = readout.space_before()
+        readout.at(slot)  # raises where there is no such mask
+        space = readout.space_before(slot)
         found = whole_words(model.backbone, space_before=space)
         if max_words is None:
             return found
@@ -220,10 +228,11 @@ def search_verbalizer(
                 raise UserError(
                     "A joint search needs patterns that all have, or all lack, a space before the mask."
                 )
-            found = {"*": finder.search(Evidence.of(list(pairs.values()), targets, labels))}
+            found = {"*": finder.search(Evidence.of(list(pairs.values()), targets, labels, slot))}
         else:
             found = {
-                p: finder.search(Evidence.of([pair], targets, labels)) for p, pair in pairs.items()
+                p: finder.search(Evidence.of([pair], targets, labels, slot))
+                for p, pair in pairs.items()
             }
     return LabelWords(
         labels=list(labels),

@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol
 
@@ -158,12 +159,18 @@ class Prompt:
             )
         return self.parts[:end]
 
-    def filled(self, word: str) -> Prompt:
-        """The prompt with `word` in its slots, tails as ordinary text: a demonstration."""
+    def filled(self, words: Sequence[str]) -> Prompt:
+        """The prompt with words in its slots, tails as ordinary text: a demonstration.
+
+        Args:
+            words: one for each slot; a single one is for all.
+        """
         parts: list[Part] = []
+        slot = 0
         for part in self.parts:
             if isinstance(part, Mask):
-                parts.append(Text(word))
+                parts.append(Text(words[min(slot, len(words) - 1)]))
+                slot += 1
             elif isinstance(part, Text) and part.tail:
                 parts.append(replace(part, tail=False))
             else:
@@ -197,8 +204,8 @@ class Demo:
 
     row: Mapping[str, Any]
     label: str
-    word: str
-    # Underscores keep these two out of a template's reach.
+    # Underscores keep these out of a template's reach.
+    _shown: Sequence[str]
     _template: Template
     _scope: Mapping[str, Any] = field(repr=False)
 
@@ -209,10 +216,15 @@ class Demo:
             raise AttributeError(name) from None
 
     @property
+    def word(self) -> str:
+        """Its label's word; where several masks have one each, the first."""
+        return self._shown[0]
+
+    @property
     def prompt(self) -> Block:
-        """The same template on this row, its label word in the mask."""
+        """The same template on this row, its label's words in the masks."""
         made = self._template.render(self.row, **{**self._scope, "demos": ()})
-        return Block(made.filled(self.word).parts)
+        return Block(made.filled(self._shown).parts)
 
     def __str__(self) -> NoReturn:
         raise TemplateError(
@@ -350,6 +362,7 @@ class Template:
         labels: Sequence[str] = (),
         words: Mapping[str, Sequence[str]] | None = None,
         demos: Sequence[tuple[Mapping[str, Any], str]] = (),
+        shown: Sequence[Sequence[str]] = (),
     ) -> Prompt:
         """The prompt for `row`.
 
@@ -359,6 +372,8 @@ class Template:
             words: label -> words, in scope as `words`.
             demos: (row, label) pairs, in scope as `demos`. Where the template does not use that name
                 their prompts stand before it, one a line.
+            shown: of each demonstration what stands in its masks: a word for each, or one for all; by
+                default its label's first word.
 
         Raises:
             TemplateError: with file, line and a hint.
@@ -368,19 +383,18 @@ class Template:
             "labels": tuple(labels),
             "words": {k: tuple(v) for k, v in words.items()},
         }
-        shown = []
-        for demo_row, label in demos:
-            if not words.get(label):
+        made = []
+        for (demo_row, label), given in zip_longest(demos, shown):
+            if not (filling := given or words.get(label)):
                 raise TemplateError(
                     f"{self.origin}: a demonstration has the label {label!r}, which has no words."
                 )
-            shown.append(
-                Demo(demo_row, label, words[label][0], self, {"labels": labels, "words": words})
-            )
-        scope["demos"] = shown
+            filling = filling if given else filling[:1]
+            made.append(Demo(demo_row, label, filling, self, {"labels": labels, "words": words}))
+        scope["demos"] = made
         parts = self.compiled.render({**row, **scope, "row": row})
-        if shown and "demos" not in self.compiled.variables:
-            parts = [p for demo in shown for p in (*demo.prompt.parts, Text("\n"))] + parts
+        if made and "demos" not in self.compiled.variables:
+            parts = [p for demo in made for p in (*demo.prompt.parts, Text("\n"))] + parts
         prompt = Prompt(tuple(parts))
         event = "promptforge_prompt_rendered"
         if not manager().listens(event):

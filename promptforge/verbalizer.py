@@ -84,12 +84,17 @@ class Verbalizer(Component):
                 finds wrong.
         """
         self._labels = tuple(labels)
-        self._words = {label: list(words.get(label, ())) for label in labels}
+        # The prompt says what stands before a word.
+        self._words = {label: [w.strip() for w in words.get(label, ())] for label in labels}
         owner: dict[tuple[str, ...], str] = {}
         for label, some in self._words.items():
             if not some:
                 raise UserError(
                     f"The label {label!r} has no words. Give it at least one in task.toml, [labels]."
+                )
+            if not all(some):
+                raise UserError(
+                    f"A word of the label {label!r} is empty: write one, or take it out."
                 )
             self._tell_apart(owner.setdefault(tuple(some), label), label)
         self.prepare(backbone, space_before=space_before, report=report or Reporter())
@@ -104,6 +109,7 @@ class Verbalizer(Component):
         owner: dict[tuple[int, ...], str] = {}
         shared: list[str] = []
         long: list[str] = []
+        twice: list[str] = []
         for label, words in self._words.items():
             self._sequences[label] = []
             for word in words:
@@ -116,6 +122,8 @@ class Verbalizer(Component):
                 other = owner.setdefault(ids, label)
                 if other != label:
                     shared.append(f"{word!r} ({other}, {label})")
+                if ids in self._sequences[label]:
+                    twice.append(f"{word} ({label})")
                 if len(ids) > 1:
                     long.append(f"{word!r} ({len(ids)} tokens)")
                 self._sequences[label].append(ids)
@@ -124,6 +132,11 @@ class Verbalizer(Component):
             self._tell_apart(sets.setdefault(frozenset(sequences), label), label)
         if shared:
             report.warn(f"Words that stand for two labels tell them apart less: {listed(shared)}.")
+        if twice:
+            report.warn(
+                f"Words that are the same tokens as another of their label count twice: {listed(twice)}. Take "
+                "them out."
+            )
         if long:
             rest = f" and {len(long) - 8} more" if len(long) > 8 else ""
             report.note(f"Words of several tokens, scored whole: {', '.join(long[:8])}{rest}")
@@ -134,6 +147,18 @@ class Verbalizer(Component):
                 f"The labels {one!r} and {other!r} have the same words for the model "
                 f"({listed(self._words[other])}), so it cannot tell them apart. Change one's words."
             )
+
+    def shown(self, label: str, words: Sequence[str], row: Mapping[str, Any]) -> list[str]:
+        """What stands in the masks of a demonstration: a text for each, or one for all.
+
+        Called before `bind` too.
+
+        Args:
+            label: the demonstration's.
+            words: that label's in the task; there may be none.
+            row: the demonstration's.
+        """
+        return list(words[:1])
 
     @property
     def room(self) -> int:

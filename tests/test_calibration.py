@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from promptforge.model import PromptModel
 from promptforge.plugins import build
 from promptforge.task import Pattern, Task
 from promptforge.template import Mask, Prompt, Template, Text
-from tests import reference, tiny
+from tests import adding, reference, tiny
 
 ROWS = [{"text": t} for t in ("Great fun.", "a long and tedious film", "dull", "", "good")]
 SOURCE = "{{ text }} It was {{ mask }}"
@@ -131,3 +132,34 @@ def test_only_a_model_with_a_calibration_is_calibrated() -> None:
         model("bert", None).calibrate(ROWS)
     with pytest.raises(UserError, match="contextual"):
         model("bert", "contextal")
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "gpt2", "bart"])
+def test_calibrating_first_changes_nothing_that_needs_no_rows(architecture: str) -> None:
+    """The premise ends in a space and the template's mask stands after none."""
+    source = "{{ text }} ({{ mask }}"
+    plain, called = (model(architecture, "pmi-dc", "The review is", source) for _ in range(2))
+    called.calibrate(ROWS)
+    assert called.predict_proba(ROWS) == pytest.approx(plain.predict_proba(ROWS), abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
+def test_the_premise_is_read_with_the_models_own_soft_prompt(architecture: str) -> None:
+    backbone = tiny.fresh(architecture)
+    tuner = adding.tuner(backbone, "prompt-tuning")
+    tuned = adding.trained(tuner)
+    made = PromptModel(
+        backbone, tuned.task, weights=tuned.weights, calibration=build("calibration", "pmi-dc", premise="It is"),
+    )  # fmt: skip
+    rows = [e.row for e in tuner.train]
+    read: list[Encoded] = []
+    encode = made.encode
+
+    def noted(pattern: str, prompts: Sequence[Prompt]) -> list[Encoded]:
+        read.extend(found := encode(pattern, prompts))
+        return found
+
+    made.encode = noted  # type: ignore[method-assign]
+    made.predict_proba(rows)
+    assert made.weights is not None and len(read) == len(rows) + 1
+    assert len({len(e.soft) for e in read}) == 1 and read[0].soft

@@ -279,3 +279,26 @@ def test_options_and_scores_of_any_kind_can_be_saved(tmp_path: Path) -> None:
     again = LabelWords.load(tmp_path / "verbalizer.json")
     assert again.origin["options"]["file"] == "words.txt"
     assert again.scores == found.scores == {"p0": {"neg": [0.5], "pos": [0.5]}}
+
+
+def test_a_search_reads_the_mask_that_the_verbalizer_reads() -> None:
+    """Words of the second mask are those that a template with that mask alone gives."""
+    backbone = tiny.backbone("bert")
+    rows = [Example({"text": t}, "ab"[i % 2], i + 1) for i, t in enumerate(["good", "dull", "great fun", "no"])]  # fmt: skip
+    found = {}
+    for slot in (0, 1):
+        task = Task.inline(
+            [Template("{{ mask }} {{ text }} It was {{ mask }}", name="p")],
+            labels={"a": ["good"], "b": ["bad"]},
+        )
+        model = PromptModel(backbone, task, options={"slot": slot})
+        found[slot] = search_verbalizer(model, rows, search="petal", words_per_label=3)
+        # The scores are of what the model with these words reads.
+        readout = model.read("p", [e.row for e in rows])
+        best = found[slot].patterns["p"]["a"][0]
+        ids = torch.tensor([backbone.text.word(best, space_before=readout.space_before(slot))[0]])
+        log_p = readout.log_probs(ids, slot)[:, 0].double()
+        assert bool(log_p[::2].mean() > log_p[1::2].mean())
+    assert found[0].patterns != found[1].patterns
+    with pytest.raises(UserError, match="slot=2: the template has 2 mask"):
+        search_verbalizer(PromptModel(backbone, task, options={"slot": 2}), rows)

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from promptforge.backbone.causal import CausalBackbone
+from promptforge.data import Example
 from promptforge.errors import UserError
 from promptforge.model import PromptModel
 from promptforge.plugins import build
 from promptforge.readout import Readout
+from promptforge.selection import fit_selector
 from promptforge.task import Task
 from promptforge.template import Template, TemplateError
 from tests import reference, tiny
@@ -258,3 +260,79 @@ def test_rules_that_do_not_fit_are_refused() -> None:
         model(tiny.backbone("gpt2"), words, "rules", "{{ mask }} {{ text }} {{ mask }}").predict(
             ROWS
         )
+
+
+# --- demonstrations ------------------------------------------------------------------------
+
+
+def shown(made: PromptModel) -> str:
+    made.demonstrations = build("demonstrations", "fixed")
+    fit_selector(
+        made.demonstrations,
+        [Example({"text": "one", "o": "gold"}, "x", 1), Example({"text": "two", "o": "tin"}, "y", 2)],
+        ["x", "y"], columns=["text"],
+    )  # fmt: skip
+    return str(made.prompt("p", {"text": "three", "o": "lead"}))
+
+
+def test_a_demonstration_shows_a_rule_word_by_word() -> None:
+    backbone = tiny.backbone("bert")
+    a, b, c = reference.some_words(backbone, 3)
+    words = {"x": [a, b], "y": [b, c]}
+    expected = f"{a} one {b}\n{b} two {c}\n▁▁▁ three ▁▁▁"
+    source = "{{ mask }} {{ text }} {{ mask }}"
+    assert shown(model(backbone, words, "rules", source)) == expected
+    assert shown(model(backbone, {"x": [], "y": []}, "rules", source, rules=words)) == expected
+    # A label's other words are no other masks'.
+    assert shown(model(backbone, words, "manual", source)).startswith(f"{a} one {a}\n")
+
+
+def test_a_demonstration_shows_the_text_of_its_own_row() -> None:
+    words = {"x": ["{{ o }}"], "y": ["the {{ o }}"]}
+    made = model(tiny.backbone("gpt2"), words, "generation", "{{ text }} is {{ mask }}")
+    assert shown(made) == "one is gold\ntwo is the tin\nthree is ▁▁▁"
+
+
+# --- words that cannot be right ------------------------------------------------------------
+
+
+def test_words_are_read_without_the_spaces_around_them() -> None:
+    backbone = tiny.backbone("gpt2")
+    a, b = reference.some_words(backbone, 2)
+    plain = model(backbone, {"x": [a], "y": [b]}, "manual").predict_proba(ROWS)
+    spaced = model(backbone, {"x": [f" {a} "], "y": [b]}, "manual").predict_proba(ROWS)
+    assert plain == pytest.approx(spaced)
+    with pytest.raises(UserError, match="A word of the label 'x' is empty"):
+        model(backbone, {"x": [" "], "y": [b]}, "manual").predict(ROWS)
+
+
+def test_a_word_that_counts_twice_is_told() -> None:
+    backbone = tiny.backbone("bert")
+    a, b = reference.some_words(backbone, 2)
+    with pytest.warns(UserWarning, match=rf"same tokens .* twice: '{a.upper()} \(x\)'"):
+        model(backbone, {"x": [a, a.upper()], "y": [b]}, "manual").predict(ROWS)
+
+
+def test_texts_beside_snippets_are_known_too() -> None:
+    backbone = tiny.backbone("bert")
+    with pytest.raises(UserError, match="text '好' of the label 'y' has words that the tokenizer"):
+        model(backbone, {"x": ["{{ text }}"], "y": ["好"]}, "generation").predict(ROWS)
+    with pytest.raises(UserError, match="Row 2: the label text '日' has words"):
+        model(backbone, {"x": ["{{ text }}"], "y": ["dull"]}, "generation").predict(
+            [{"text": "great"}, {"text": "日"}]
+        )
+
+
+def test_a_mask_that_is_not_there() -> None:
+    a, b = reference.some_words(tiny.backbone("bert"), 2)
+    with pytest.raises(UserError, match=r"slot=1: the template has 1 mask"):
+        model(tiny.backbone("bert"), {"x": [a], "y": [b]}, "manual", slot=1).predict(ROWS)
+
+
+def test_a_space_before_the_mask_that_some_rows_lack() -> None:
+    backbone = tiny.backbone("roberta")
+    a, b = reference.some_words(backbone, 2)
+    made = model(backbone, {"x": [a], "y": [b]}, "manual", "{% if t %}{{ t }} {% endif %}{{ mask }} {{ text }}")  # fmt: skip
+    rows = [{"t": "", "text": "dull"}, {"t": "so", "text": "dull"}]
+    with pytest.warns(UserWarning, match="Pattern p: row 2 has a space before the mask and others"):
+        made.predict(rows)

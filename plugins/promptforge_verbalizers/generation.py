@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -67,17 +68,35 @@ class GenerationVerbalizer(Verbalizer):
                 "Use method='score', or a causal or encoder-decoder model."
             )
         self._templates = {
-            label: [
-                Template(w, name=f"the text of label {label}") if "{{" in w or "{%" in w else w
-                for w in texts
-            ]
+            label: [self._source(label, text) for text in texts]
             for label, texts in self.words.items()
         }
         snippets = [t for ts in self._templates.values() for t in ts if isinstance(t, Template)]
         if not snippets:
             super().prepare(backbone, space_before=space_before, report=report)
+        for label, sources in self._templates.items():
+            for text in sources:
+                if isinstance(text, str):
+                    ids = backbone.text.word(text, space_before=space_before)
+                    self._check_known(ids, backbone, f"The text {text!r} of the label {label!r}")
         for template in snippets:
             _ = template.compiled  # raises for a mistake
+
+    def shown(self, label: str, words: Sequence[str], row: Mapping[str, Any]) -> list[str]:
+        """The label's first text, of the demonstration's row where it is made from columns."""
+        return [self._text(self._source(label, text), row, None, {}) for text in words[:1]]
+
+    @staticmethod
+    def _source(label: str, text: str) -> Template | str:
+        is_snippet = "{{" in text or "{%" in text
+        return _snippet(label, text) if is_snippet else text
+
+    @staticmethod
+    def _check_known(ids: Sequence[int], backbone: Backbone, what: str) -> None:
+        if not ids or backbone.text.unknown_id in ids:
+            raise UserError(
+                f"{what} has words that the tokenizer of {backbone.name} does not know. Choose another text."
+            )
 
     @property
     def one_pass(self) -> bool:
@@ -158,7 +177,7 @@ class GenerationVerbalizer(Verbalizer):
         ]
 
     def _text(
-        self, source: Template | str, row: Mapping[str, Any], i: int, scope: dict[str, Any]
+        self, source: Template | str, row: Mapping[str, Any], i: int | None, scope: dict[str, Any]
     ) -> str:
         if isinstance(source, str):
             return source
@@ -166,7 +185,8 @@ class GenerationVerbalizer(Verbalizer):
         text = "".join(part.text for part in parts if isinstance(part, Text)).strip()
         if not text or not all(isinstance(part, Text) for part in parts):
             what = "is empty" if not text else "holds more than text"
-            raise UserError(f"{source.origin} {what} in row {i + 1}: {source.source!r}.")
+            where = "a demonstration" if i is None else f"row {i + 1}"
+            raise UserError(f"{source.origin} {what} in {where}: {source.source!r}.")
         return text
 
     def _sequences_of(
@@ -176,6 +196,8 @@ class GenerationVerbalizer(Verbalizer):
         backbone, space = readout.backbone, readout.space_before(self.slot)
         texts = [f" {text}" if space else text for ts in by_label for text in ts]
         sequences = tuple(map(tuple, backbone.text.ids(texts)))
+        for text, ids in zip(texts, sequences, strict=True):
+            self._check_known(ids, backbone, f"Row {i + 1}: the label text {text.strip()!r}")
         longest = max(sequences, key=len)
         placed = backbone.place(readout.encoded[i], self.slot, longest)
         needed, most = max(len(placed.ids), len(placed.decoder_ids)), backbone.encoder.max_length
@@ -185,6 +207,11 @@ class GenerationVerbalizer(Verbalizer):
                 f"{most}. Leave more room for label texts: reserve={self.reserve + needed - most} or more."
             )
         return sequences
+
+
+@lru_cache(256)
+def _snippet(label: str, text: str) -> Template:
+    return Template(text, name=f"the text of label {label}")
 
 
 def likeness(written: str, text: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, PrivateAttr
@@ -82,6 +82,10 @@ class RulesVerbalizer(Verbalizer):
             for word in rule:
                 if not self._spellings(word):
                     self._token(word, label, space_before)  # raises
+
+    def shown(self, label: str, words: Sequence[str], row: Mapping[str, Any]) -> list[str]:
+        """The label's rule, a word for each mask."""
+        return list(self.rules.get(label, words))
 
     def class_scores(self, readout: Readout) -> Tensor:
         """log p(y), [prompts, labels]."""
