@@ -89,6 +89,24 @@ def test_equals_brute_force(labels: int, words: int, top: int, seed: int, tied: 
     assert found.words == best
 
 
+@pytest.mark.parametrize("labels, words, top", [(2, 40, 20), (3, 40, 8), (4, 20, 5), (4, 6, 100)])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_beam_that_keeps_all_equals_brute_force(
+    labels: int, words: int, top: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words are added and exchanged one by one, and judged as whole assignments are."""
+    monkeypatch.setattr("promptforge_verbalizers.lm_bff._EXHAUSTIVE", 0)
+    draw = torch.Generator().manual_seed(seed)
+    targets = torch.randperm(24, generator=draw) % labels
+    logits = torch.randn(24, words, generator=draw).double()
+    expected = brute_force(logits.log_softmax(-1).tolist(), targets.tolist(), labels, top)[:50]
+    found = search([logits], targets, labels, top=top, assignments=50, beam=top**labels)
+    assert ranked(found) == expected
+    # What a narrow beam lost is found again by exchanges.
+    narrow = search([logits], targets, labels, top=top, assignments=50, beam=1)
+    assert ranked(narrow)[0] == expected[0]
+
+
 def test_patterns_are_summed() -> None:
     draw = torch.Generator().manual_seed(5)
     two = [torch.randn(12, 15, generator=draw).double() for _ in range(2)]
