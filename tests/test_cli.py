@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def test_a_callers_own_output_stays_where_it_is(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "stdout", full)
     assert run(["templates", "list", "--json"]) == 1
     assert os.path.samestat(os.fstat(full.fileno()), before)
-    with pytest.raises(OSError, match="No space"):
+    with suppress(OSError):  # where it holds something that is not written yet
         full.close()
 
 

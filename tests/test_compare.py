@@ -186,7 +186,9 @@ def test_cells_are_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"steps": 2}, r"no argument 'steps'. It is a setting: settings=Settings.of\(steps=...\)"),
         ({"method": "lora"}, "no argument 'method'. It is each contender's own: 'prompt:method=...'"),
         ({"class_weights": "balanced"}, "no argument 'class_weights'. Did you mean 'class_weight'"),
-        ({"seed": 3}, "no argument 'seed'. Did you mean 'seeds'"),
+        ({"seed": 3}, r"no argument 'seed'. It takes several: seeds=\[13, 21\]"),
+        ({"strategy": "pet"}, "no argument 'strategy'. Strategies are the contenders"),
+        ({"resume": True}, r"no argument 'resume'. .* same folder=... goes on"),
         ({"colour": 3}, "no argument 'colour'.$"),
     ],
 )  # fmt: skip
