@@ -219,7 +219,7 @@ def _measured(
         done = {}
         with report.meter("Measuring", len(items), "templates") as meter:
             for name, template in items.items():
-                done[name] = work(backbone, None, name, template)
+                done[name] = work(backbone, None, name, template, report)
                 meter.advance()
     if cut := max((c for _, c in done.values()), default=0):
         report.warn(
@@ -230,7 +230,7 @@ def _measured(
 
 def _measure(
     task: Task, words: Words, verbalizer: str | Verbalizer, examples: Sequence[Example],
-    backbone: Backbone, _: Path | None, name: str, template: FoundTemplate,
+    backbone: Backbone, _: Path | None, name: str, template: FoundTemplate, __: Reporter,
 ) -> tuple[float, int]:  # fmt: skip
     """A job: a template's zero-shot accuracy, and how many rows were cut."""
     pattern = Pattern("found", template.template, words)

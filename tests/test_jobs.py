@@ -76,7 +76,7 @@ def test_a_model_made_in_memory_is_tuned_in_this_process() -> None:
 # --- what a worker does --------------------------------------------------------------------
 
 
-def failing(backbone: Any, folder: Any, name: str, item: int) -> int:
+def failing(backbone: Any, folder: Any, name: str, item: int, report: Reporter) -> int:
     if item == 2:
         raise ValueError("two is too many")
     if item == 3:

@@ -74,6 +74,7 @@ class GenerationVerbalizer(Verbalizer):
         snippets = [t for ts in self._templates.values() for t in ts if isinstance(t, Template)]
         if not snippets:
             super().prepare(backbone, space_before=space_before, report=report)
+            return
         for label, sources in self._templates.items():
             for text in sources:
                 if isinstance(text, str):

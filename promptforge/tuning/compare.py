@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -18,7 +18,7 @@ from promptforge.backbone.base import Backbone
 from promptforge.data import Example, Row
 from promptforge.errors import UserError, did_you_mean
 from promptforge.evaluation import MultiLabelEvaluation, paired
-from promptforge.progress import KeptWarnings, Reporter
+from promptforge.progress import Reporter
 from promptforge.remote import publish, publishing, url_of
 from promptforge.task import Task
 from promptforge.tuning import jobs as job_queue
@@ -37,13 +37,14 @@ FIGURES = {
 }
 #: The arguments of a training that differ from cell to cell.
 _OF_CELLS = (*ROLES, "train", "samples", "seed", "run", "resume")
+_OF_TRAINING = tuple(signature(train).parameters)
+#: Those that a comparison says in another way.
 _ELSEWHERE = {
     "train": "The training rows are its second argument, rows.",
     "seed": "It takes several: seeds=[13, 21].",
     "run": "Its runs are kept in folder=...",
     "resume": "The same call with the same folder=... goes on where it stopped.",
 }
-_OF_TRAINING = tuple(signature(train).parameters)
 #: bytes of a cell's name that every file system takes
 _LONGEST = 200
 
@@ -276,13 +277,10 @@ def trained(
     open_ = [job for job in todo if job.name not in done]
     work = partial(_train_cell, task, rows, common)
     if jobs > 1 and len(open_) > 1 and job_queue.can_send(backbone, report):
-        made = job_queue.run(
-            partial(_job, work), {job.name: job for job in open_}, backbone=backbone, jobs=jobs,
-            folder=home, report=report, what="Training", unit="cells",
+        return done | job_queue.run(
+            work, {job.name: job for job in open_}, backbone=backbone, jobs=jobs, folder=home,
+            report=report, what="Training", unit="cells",
         )  # fmt: skip
-        for text in dict.fromkeys(text for _, kept in made.values() for text in kept):
-            report.warn(text)
-        return done | {name: results for name, (results, _) in made.items()}
     for job in open_:
         many = "no" if job.shots == 0 else job.shots or "all"
         report.note(f"{job.contender.text}, {many} rows a label, seed {job.seed}")
@@ -315,12 +313,6 @@ def _found(
             f"the same again, name another folder with {option}, or delete {place} to train it anew."
         )
     return done
-
-
-def _job(work: Callable[..., dict[str, Any]], *given: Any) -> tuple[dict[str, Any], list[str]]:
-    """A cell in a worker: its results, and what it warned of."""
-    report = KeptWarnings()
-    return work(*given, report=report), report.kept
 
 
 def _train_cell(

@@ -25,13 +25,17 @@ from typing import TYPE_CHECKING, Any
 from promptforge import remote
 from promptforge.errors import PromptForgeError, UserError
 from promptforge.folders import whole
+from promptforge.progress import KeptWarnings, Reporter
 
 if TYPE_CHECKING:
     from promptforge.backbone.base import Backbone
-    from promptforge.progress import Meter, Reporter
+    from promptforge.progress import Meter
 
-#: (model, folder, name, item) -> a small result; what it makes lies in the folder's `made(name)`
-Work = Callable[["Backbone", Path | None, str, Any], Any]
+#: (model, folder, name, item, report) -> a small result; what it makes lies in the folder's `made(name)`
+Work = Callable[["Backbone", Path | None, str, Any, Reporter], Any]
+
+#: a job's name, its result, what it made where the run's folder is not seen, and what it warned of
+_Result = tuple[str, Any, bytes, list[str]]
 
 # A model has room for one set of tuned weights, and threads of a worker share it.
 _alone = threading.Lock()
@@ -79,7 +83,9 @@ def run(
     what: str,
     unit: str,
 ) -> dict[str, Any]:
-    """Do `work(model, folder, name, item)` for each of `items`, `jobs` at a time.
+    """Do `work(model, folder, name, item, report)` for each of `items`, `jobs` at a time.
+
+    What jobs warn of is told here, and what several warn of once.
 
     Args:
         work: picklable (a function of a module, or a `functools.partial` of one).
@@ -98,6 +104,7 @@ def run(
     from joblib import delayed
 
     out: dict[str, Any] = {}
+    warned: dict[str, None] = {}
     with _marked(folder) as mark:
         url = remote.url_of(folder) if folder else ""
         told = _Sent(work, _source(backbone), backbone.checksum, folder, url, mark, made)
@@ -105,14 +112,17 @@ def run(
         sent = cloudpickle.dumps(told)
         tasks = (delayed(_do)(sent, name, cloudpickle.dumps(item)) for name, item in items.items())
         with report.meter(f"{what}, {jobs} at a time", len(items), unit) as meter, _explained():
-            for name, result, packed in _results(jobs, tasks, meter):
+            for name, result, packed, kept in _results(jobs, tasks, meter):
+                warned |= dict.fromkeys(kept)
                 if packed and folder is not None:
                     unpack(packed, folder / made.format(name))
                 out[name] = result
+    for text in warned:
+        report.warn(text)
     return out
 
 
-def _results(jobs: int, tasks: Iterator[Any], meter: Meter) -> Iterator[tuple[str, Any, bytes]]:
+def _results(jobs: int, tasks: Iterator[Any], meter: Meter) -> Iterator[_Result]:
     """What the jobs give, as they end where joblib's backend can do that (Ray's cannot)."""
     from joblib import Parallel
     from joblib.parallel import get_active_backend
@@ -130,22 +140,24 @@ def _results(jobs: int, tasks: Iterator[Any], meter: Meter) -> Iterator[tuple[st
     )(tasks)
 
 
-def _do(sent: bytes, name: str, item: bytes) -> tuple[str, Any, bytes]:
-    """One job, in a worker: its name, its result, and what it made where the folder is not seen here."""
+def _do(sent: bytes, name: str, item: bytes) -> _Result:
+    """One job, in a worker."""
     import pickle
 
     told: _Sent = pickle.loads(sent)
+    report = KeptWarnings()
     with _alone:
         try:
             backbone = _backbone(told.model, told.checksum)
             _check_same(backbone, told)
             if told.folder is None or _sees(told):
-                result = told.work(backbone, told.folder, name, pickle.loads(item))
-                return name, result, b""
+                result = told.work(backbone, told.folder, name, pickle.loads(item), report)
+                return name, result, b"", report.kept
             with TemporaryDirectory() as home:
                 remote.appoint(Path(home), told.url)
-                result = told.work(backbone, Path(home), name, pickle.loads(item))
-                return name, result, pack(Path(home) / told.made.format(name))
+                result = told.work(backbone, Path(home), name, pickle.loads(item), report)
+                made = pack(Path(home) / told.made.format(name))
+                return name, result, made, report.kept
         except PromptForgeError as error:
             raise type(error)(f"{name}: {error}") from None
         except Exception as error:

@@ -127,9 +127,10 @@ def tuned_scores(tuner: Tuner, candidates: Mapping[str, tuple[Task, str]]) -> di
     here = {name: member for name, member in items.items() if name not in scores}
     if here:
         meters = tuner.report.meter("Tuning", len(here), "candidates")
+        quiet = Reporter()  # one meter for all of it
         with one_training(tuner.backbone), meters as meter:
             for name, member in here.items():
-                scores[name] = work(tuner.backbone, tuner.folder, name, member)
+                scores[name] = work(tuner.backbone, tuner.folder, name, member, quiet)
                 meter.advance()
     return {name: scores[member.name] for name, member in members.items()}
 
@@ -150,10 +151,10 @@ def _members(tuner: Tuner, candidates: Mapping[str, tuple[Task, str]]) -> dict[s
 
 
 def _tuned_score(
-    tuner: Tuner, backbone: Backbone, folder: Path | None, _: str, member: Member
+    tuner: Tuner, backbone: Backbone, folder: Path | None, _: str, member: Member, report: Reporter
 ) -> float:
     """A job: what tuning makes of a candidate."""
-    tuner = replace(tuner, backbone=backbone, folder=folder, trained={})
+    tuner = replace(tuner, backbone=backbone, folder=folder, trained={}, report=report)
     return dev_score(tuner.member(member), tuner.dev)
 
 

@@ -27,7 +27,7 @@ from promptforge.exits.model import ExitModel
 from promptforge.exits.train import ExitTraining
 from promptforge.model import PromptModel
 from promptforge.plugins import build
-from promptforge.progress import KeptWarnings, Reporter
+from promptforge.progress import Reporter
 from promptforge.selection import DemonstrationSelector
 from promptforge.task import Task
 from promptforge.tuning import jobs as job_queue
@@ -186,13 +186,11 @@ class Tuner:
         with nullcontext(self.folder) if self.folder else TemporaryDirectory() as folder:
             shared = replace(self, folder=Path(folder).absolute())  # a worker may stand elsewhere
             alone = replace(shared, backbone=None, report=Reporter(), trained={}, jobs=1, beside={})  # type: ignore[arg-type]
-            said = job_queue.run(
+            job_queue.run(
                 partial(_train_member, alone), {m.name: m for m in open_}, backbone=self.backbone,
                 jobs=self.jobs, folder=shared.folder, made="members/{}", report=self.report,
                 what="Tuning", unit="members",
             )  # fmt: skip
-            for text in dict.fromkeys(text for kept in said.values() for text in kept):
-                self.report.warn(text)
             return {member.name: shared.member(member) for member in members}
 
     def _home(self, member: Member) -> Path | None:
@@ -426,14 +424,12 @@ class Tuner:
 
 
 def _train_member(
-    tuner: Tuner, backbone: Backbone, folder: Path | None, name: str, member: Member
-) -> list[str]:
-    """A job: train a member into `folder`; what it warned of."""
-    report = KeptWarnings()
+    tuner: Tuner, backbone: Backbone, folder: Path | None, _: str, member: Member, report: Reporter
+) -> None:
+    """A job: train a member into `folder`."""
     if folder != tuner.folder:  # of another machine, where nobody would look for logs
         tuner = replace(tuner, tracking=Tracking())
     replace(tuner, backbone=backbone, folder=folder, report=report).member(member)
-    return report.kept
 
 
 def _exiting(made: PromptModel | HeadModel, exits: Exits | None) -> Classifier:
