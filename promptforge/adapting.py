@@ -31,7 +31,7 @@ from promptforge.backbone.weights import Weights
 from promptforge.encode import Encoded
 from promptforge.errors import UserError
 from promptforge.plugins import build
-from promptforge.progress import Reporter
+from promptforge.progress import Mute, Reporter
 from promptforge.tuning import processes
 from promptforge.tuning.loop import Target, Training
 from promptforge.tuning.masked_words import hide
@@ -121,7 +121,7 @@ def adapt(
         UserError: an objective that is not for the model, too little text, a folder that is in use.
         PromptForgeError: a loss that is not finite, no space.
     """
-    report = (report or Reporter()) if processes.is_first() else processes.Mute()
+    report = (report or Reporter()) if processes.is_first() else Mute()
     settings = settings or Settings()
     if settings.learning_rate is None:
         settings = settings.model_copy(update={"learning_rate": _RATE})

@@ -246,7 +246,8 @@ class MultiLabelModel(Classifier):
         self, binary: Classifier, multi_label: MultiLabel, threshold: float | None = None
     ) -> None:
         self.binary, self.multi_label, self.labels = binary, multi_label, multi_label.labels
-        self.threshold = threshold or multi_label.threshold or 0.5
+        chosen = multi_label.threshold if threshold is None else threshold
+        self.threshold = 0.5 if chosen is None else chosen
 
     def part_probabilities(self, rows: Rows, what: str = "Reading") -> dict[str, Probabilities]:
         """The probability of each label, [rows, labels], by each part."""

@@ -35,6 +35,13 @@ class Reporter:
         yield _Silent()
 
 
+class Mute(Reporter):
+    """Says nothing at all: someone else does."""
+
+    def warn(self, text: str) -> None:
+        """Nothing."""
+
+
 class _Silent:
     def advance(self, n: int = 1) -> None:
         pass

@@ -23,7 +23,7 @@ from promptforge.data import Example, Row
 from promptforge.errors import UserError
 from promptforge.model import PromptModel
 from promptforge.plugins import build
-from promptforge.progress import Reporter
+from promptforge.progress import Mute, Reporter
 from promptforge.task import TASK_FILE, Pattern, Task
 from promptforge.template import Template
 from promptforge.tuning import jobs as job_queue
@@ -90,13 +90,6 @@ class TemplateSearch(Component):
         Raises:
             UserError: the evidence or its generator does not allow an answer.
         """
-
-
-class _Hushed(Reporter):
-    """Says nothing at all: what reading warns of would be said again for each template."""
-
-    def warn(self, text: str) -> None:
-        pass
 
 
 def search_template(
@@ -236,7 +229,7 @@ def _measure(
     pattern = Pattern("found", template.template, words)
     model = PromptModel(
         backbone, replace(task, patterns={"found": pattern}),
-        verbalizer=verbalizer, remember=False, report=_Hushed(),
+        verbalizer=verbalizer, remember=False, report=Mute(),  # it would be said for each template
     )  # fmt: skip
     said = model.predict([e.row for e in examples])
     hits = sum(e.label == label for e, label in zip(examples, said, strict=True))

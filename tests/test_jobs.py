@@ -28,7 +28,7 @@ from promptforge import (
     train,
 )
 from promptforge.plugins import build
-from promptforge.progress import Reporter
+from promptforge.progress import KeptWarnings, Reporter
 from promptforge.tuning import backends, jobs
 from promptforge.tuning import tuner as tuners
 from promptforge.tuning.tuner import Tuner
@@ -63,6 +63,25 @@ def test_two_processes_give_what_one_gives(
 def test_without_a_folder_nothing_stays(tiny_model: Folder) -> None:
     made = build("strategy", "ensemble").train(tuner(tiny_model("bert"), jobs=2))
     assert set(made.members) == {"it-was", "tone"}
+
+
+def test_what_a_failing_job_warned_of_is_told(tiny_model: Folder) -> None:
+    def work(_: Any, __: Any, name: str, fails: bool, report: Reporter) -> str:
+        report.warn("these rows are odd")
+        report.warn(f"{name} has a row that is odd")
+        if fails:
+            raise UserError("a row is empty")
+        return name
+
+    for items in ({"one": True}, {"one": False, "two": True}):
+        told = KeptWarnings()
+        with pytest.raises(UserError, match=f"^{list(items)[-1]}: a row is empty"):
+            jobs.run(
+                work, items, backbone=load_model(str(tiny_model("bert"))), jobs=2, report=told,
+                what="Looking", unit="rows",
+            )  # fmt: skip
+        assert told.kept.count("these rows are odd") == 1
+        assert f"{list(items)[-1]} has a row that is odd" in told.kept
 
 
 def test_a_model_made_in_memory_is_tuned_in_this_process() -> None:

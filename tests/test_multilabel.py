@@ -97,6 +97,8 @@ def test_probabilities_are_those_of_the_questions() -> None:
     assert model.predict(rows) == [
         [label for label, p in zip(LABELS, row, strict=True) if p >= 0.5] for row in found
     ]
+    every = MultiLabelModel(model.binary, KIND, threshold=0.0)
+    assert every.predict(rows) == [list(LABELS)] * len(rows)
 
 
 def test_another_question_about_a_text_does_not_demonstrate_it() -> None:

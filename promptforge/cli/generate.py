@@ -11,7 +11,14 @@ import rich_click as click
 from promptforge.cli.common import console, json_option, plain, print_json, reporter
 from promptforge.cli.config import passed_over, with_config
 from promptforge.cli.options import model_options, output_options, task_options
-from promptforge.cli.predict import check_output, chunks, fingerprint, printed_as, written
+from promptforge.cli.predict import (
+    check_output,
+    chunks,
+    fingerprint,
+    printed_as,
+    warn_cuts,
+    written,
+)
 from promptforge.cli.setup import Setup, adapter_weights, load, open_task
 from promptforge.cli.tuned import limit, reading
 from promptforge.errors import UserError
@@ -108,8 +115,7 @@ def _stream(setup: Setup, source: str, out: Any, given: Mapping[str, Any], chunk
                 pairs = zip(part, texts, strict=True)
                 writer.write([{**row, COLUMN: text} for row, text in pairs])
         finally:
-            if generator.cut_rows:
-                setup.report.warn(generator.cuts(writer.rows - before))
+            warn_cuts([generator], writer.rows - before, setup.report)
 
 
 def _generator(setup: Setup) -> Generator:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from promptforge.data import AnyReader, Row
     from promptforge.output import RowWriter
     from promptforge.progress import Reporter
+    from promptforge.truncation import CutCounter
 
 
 @click.command()
@@ -83,7 +84,7 @@ def predict(output: str, format_: str | None, chunk: int, resume: bool, **params
                 writer.write(_predicted(model, part, join))
                 meter.advance(len(part))
         finally:
-            warn_cuts(model, (writer.rows - before) * asked, setup.report)
+            warn_cuts(model.cut_counters, (writer.rows - before) * asked, setup.report)
 
 
 @contextmanager
@@ -107,9 +108,8 @@ def written(out: RowWriter, report: Reporter) -> Iterator[RowWriter]:
             raise
 
 
-def warn_cuts(model: Classifier, rows: int, report: Reporter, who: str = "") -> None:
+def warn_cuts(counters: Sequence[CutCounter], rows: int, report: Reporter, who: str = "") -> None:
     """One warning for the whole run: how many rows were cut, and by how many tokens."""
-    counters = model.cut_counters
     cut, read, tokens = (
         sum((getattr(one, counts) for one in counters), Counter[str]())
         for counts in ("cut_rows", "read_rows", "cut")

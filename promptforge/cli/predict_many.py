@@ -93,7 +93,7 @@ def predict_many(
         finally:
             for name, model in models.items():
                 asked = len(bank[name].labels) if bank[name] is not model else 1
-                warn_cuts(model, counts[name] * asked, report, f"Task {name}: ")
+                warn_cuts(model.cut_counters, counts[name] * asked, report, f"Task {name}: ")
 
 
 def named(artifacts: Sequence[str]) -> dict[str, Path]:

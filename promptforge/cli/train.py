@@ -225,11 +225,12 @@ def launched(params: dict[str, Any]) -> Reporter:
 
     Where there are several, `--device cuda` becomes the GPU that is this one's.
     """
+    from promptforge.progress import Mute
     from promptforge.tuning import processes
 
     if processes.count() > 1 and params["device"] == "cuda":
         params["device"] = f"cuda:{os.environ['LOCAL_RANK']}"
-    return reporter() if processes.is_first() else processes.Mute()
+    return reporter() if processes.is_first() else Mute()
 
 
 @contextmanager

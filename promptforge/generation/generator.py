@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,13 @@ from promptforge.plugins import manager
 from promptforge.progress import Meter, Reporter
 from promptforge.task import Task
 from promptforge.template import Prompt, Soft
+from promptforge.truncation import CutCounter
 
 #: Tokens of a text where nothing was trained that would say how long texts are.
 ROOM = 64
 
 
-class Generator(Savable):
+class Generator(Savable, CutCounter):
     """Writes texts with prompts.
 
     Args:
@@ -57,6 +57,7 @@ class Generator(Savable):
         room: int | None = None,
         report: Reporter | None = None,
     ) -> None:
+        CutCounter.__init__(self)
         self.backbone, self.task, self.weights = backbone, task, weights
         self.decoding, self.report = decoding or Decoding(), report or Reporter()
         task.need_text("A generator")
@@ -71,9 +72,6 @@ class Generator(Savable):
         self.opening: tuple[Soft, ...] = ()
         if weights is not None and weights.added is not None:
             self.opening = weights.added.opening
-        self.cut: Counter[str] = Counter()  # source -> tokens
-        self.cut_rows = 0
-        self.warn_cuts = True
 
     @property
     def template(self) -> Any:
@@ -110,7 +108,7 @@ class Generator(Savable):
         found = self.writer.sources(prompts, room or self.room, template.origin)
         if self.weights is not None and self.weights.added is not None:
             self.weights.added.check(found, template.origin)
-        self._count_cuts(found)
+        self.count_cuts(found, "", self.backbone.encoder.max_length, self.report, "Generating")
         return found
 
     def tokens(
@@ -136,22 +134,6 @@ class Generator(Savable):
                 "prompts instead."
             )
         return cut
-
-    def _count_cuts(self, found: Sequence[Encoded]) -> None:
-        rows = sum(bool(e.cut) for e in found)
-        for e in found:
-            self.cut.update(e.cut)
-        self.cut_rows += rows
-        if rows and self.warn_cuts:
-            self.report.warn(self.cuts(len(found)))
-            self.cut.clear()
-            self.cut_rows = 0
-
-    def cuts(self, rows: int) -> str:
-        """What was cut so far, of so many rows."""
-        where = ", ".join(f"{source} by {n} tokens" for source, n in self.cut.items())
-        limit = self.backbone.encoder.max_length
-        return f"{self.cut_rows} of {rows} rows were cut to fit {limit} tokens, in all: {where}."
 
     # --- what it does ---------------------------------------------------------------------
 

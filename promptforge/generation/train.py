@@ -25,7 +25,7 @@ from promptforge.generation.decoding import Decoding
 from promptforge.generation.generator import Generator
 from promptforge.generation.metrics import TextEvaluation, need_metrics
 from promptforge.plugins import build
-from promptforge.progress import Reporter
+from promptforge.progress import Mute, Reporter
 from promptforge.remote import publishing
 from promptforge.task import Task
 from promptforge.tuning import processes
@@ -164,7 +164,7 @@ def train_generator(
         UserError: data or options that do not fit.
         PromptForgeError: a loss that is not finite, a damaged checkpoint, no space.
     """
-    report = (report or Reporter()) if processes.is_first() else processes.Mute()
+    report = (report or Reporter()) if processes.is_first() else Mute()
     settings, decoding = settings or Settings(), decoding or Decoding()
     made_method: TuningMethod = build("method", method) if isinstance(method, str) else method
     check(tracker)
@@ -304,8 +304,7 @@ def _room(generator: Generator, rows: Sequence[Row]) -> int:
     sources = generator.sources(rows, room=1)
     longest = max(map(len, generator.tokens(sources, rows)))
     generator.warn_cuts = True
-    generator.cut.clear()
-    generator.cut_rows = 0
+    generator.forget_cuts()
     return min(longest * 3 // 2, max(1, most // 2))
 
 

@@ -104,8 +104,7 @@ def run(
     from joblib import delayed
 
     out: dict[str, Any] = {}
-    warned: dict[str, None] = {}
-    with _marked(folder) as mark:
+    with _marked(folder) as mark, _told_once(report) as warned:
         url = remote.url_of(folder) if folder else ""
         told = _Sent(work, _source(backbone), backbone.checksum, folder, url, mark, made)
         # As bytes: Dask spreads other objects over workers, and what a lost one had is gone.
@@ -117,9 +116,21 @@ def run(
                 if packed and folder is not None:
                     unpack(packed, folder / made.format(name))
                 out[name] = result
-    for text in warned:
-        report.warn(text)
     return out
+
+
+@contextmanager
+def _told_once(report: Reporter) -> Iterator[dict[str, None]]:
+    """What jobs warn of is told at the end, what a job warned of that failed and others' too."""
+    warned: dict[str, None] = {}
+    try:
+        yield warned
+    except PromptForgeError as error:
+        warned |= dict.fromkeys(getattr(error, "warned", ()))
+        raise
+    finally:
+        for text in warned:
+            report.warn(text)
 
 
 def _results(jobs: int, tasks: Iterator[Any], meter: Meter) -> Iterator[_Result]:
@@ -159,9 +170,16 @@ def _do(sent: bytes, name: str, item: bytes) -> _Result:
                 made = pack(Path(home) / told.made.format(name))
                 return name, result, made, report.kept
         except PromptForgeError as error:
-            raise type(error)(f"{name}: {error}") from None
+            raise _telling(type(error)(f"{name}: {error}"), report) from None
         except Exception as error:
-            raise PromptForgeError(f"{name}: {type(error).__name__}: {error}") from error
+            failed = PromptForgeError(f"{name}: {type(error).__name__}: {error}")
+            raise _telling(failed, report) from error
+
+
+def _telling(error: PromptForgeError, report: KeptWarnings) -> PromptForgeError:
+    """An error that takes along what its job warned of; it is pickled with it."""
+    vars(error)["warned"] = report.kept
+    return error
 
 
 def _source(backbone: Backbone) -> str:

@@ -6,18 +6,9 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from promptforge.progress import Reporter
-
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-
-class Mute(Reporter):
-    """The reporter of every process but the first."""
-
-    def warn(self, text: str) -> None:
-        """Nothing: the first process says it."""
 
 
 def count() -> int:

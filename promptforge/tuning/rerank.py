@@ -16,11 +16,10 @@ from promptforge.backbone.base import Backbone
 from promptforge.backbone.turns import one_training
 from promptforge.candidates import whole_words
 from promptforge.errors import UserError
-from promptforge.progress import Reporter
+from promptforge.progress import Mute, Reporter
 from promptforge.task import Pattern, Task
 from promptforge.template import Template
 from promptforge.tuning import jobs as job_queue
-from promptforge.tuning import processes
 from promptforge.tuning.run import RunFolder
 from promptforge.tuning.scores import dev_score
 from promptforge.tuning.tuner import Member, Tuner
@@ -171,7 +170,7 @@ def check_takes(tuner: Tuner, option: str, words: int = 0, *, more: bool = False
         UserError: it cannot read such words with the task's templates, or has words of its own.
     """
     row = tuner.train[0].row if tuner.train else tuner.unlabeled[0]
-    plain = tuner.with_(unlabeled=[], demonstrations=None, report=processes.Mute())
+    plain = tuner.with_(unlabeled=[], demonstrations=None, report=Mute())
     for pattern in tuner.task.patterns:
         model = plain.untrained(tuner.task.choose([pattern]), remember=False)
         own = model.task.words_for(pattern)

@@ -23,7 +23,7 @@ from promptforge.evaluation import AnyEvaluation
 from promptforge.model import PromptModel
 from promptforge.multilabel import MultiLabelModel
 from promptforge.plugins import build
-from promptforge.progress import Reporter
+from promptforge.progress import Mute, Reporter
 from promptforge.remote import publishing
 from promptforge.tuning import processes
 from promptforge.tuning.method import TuningMethod
@@ -124,7 +124,7 @@ def train_together(
             learning rates, rows that do not fit.
         PromptForgeError: a loss that is not finite, a damaged checkpoint, no space.
     """
-    report = (report or Reporter()) if processes.is_first() else processes.Mute()
+    report = (report or Reporter()) if processes.is_first() else Mute()
     method = build("method", method) if isinstance(method, str) else method
     reader: Verbalizer = (
         build("verbalizer", verbalizer) if isinstance(verbalizer, str) else verbalizer

@@ -20,7 +20,7 @@ from promptforge.evaluation import AnyEvaluation
 from promptforge.exits.model import ExitModel
 from promptforge.exits.train import ExitTraining, TwoStage, train_exits
 from promptforge.multilabel import label_sets
-from promptforge.progress import Reporter
+from promptforge.progress import Mute, Reporter
 from promptforge.remote import publishing
 from promptforge.selection import DemonstrationSelector, fit_selector, warn_samples
 from promptforge.task import Task
@@ -165,7 +165,7 @@ def train(
         UserError: data or options that do not fit, a backend that is not there.
         PromptForgeError: a loss that is not finite, a damaged checkpoint, no space.
     """
-    report = (report or Reporter()) if processes.is_first() else processes.Mute()
+    report = (report or Reporter()) if processes.is_first() else Mute()
     if processes.count() > 1 and (backend is not None or jobs not in (None, 1)):
         raise UserError(
             f"jobs={jobs} trains members in processes of their own, and a launcher made "
