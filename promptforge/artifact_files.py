@@ -15,7 +15,7 @@ from torch import Tensor
 from promptforge.errors import PromptForgeError, UserError, listed
 from promptforge.progress import Reporter
 from promptforge.tuning import checkpoint
-from promptforge.tuning.run import ARTIFACT_FILE, find_artifact
+from promptforge.tuning.run import ARTIFACT_FILE, find_artifact, one_for_each
 
 FILE = ARTIFACT_FILE
 TENSORS, MEMBERS, BINARY, PLAIN = "weights.safetensors", "members", "binary", "plain"
@@ -63,7 +63,7 @@ def found(path: str | Path) -> Path:
     """The folder of the artifact in a path or URL; a `UserError` where there is none."""
     folder = find_artifact(path)
     if folder is None:
-        raise UserError(f"There is no artifact in {path} (no {FILE}).")
+        raise UserError(one_for_each(path) or f"There is no artifact in {path} (no {FILE}).")
     return folder
 
 
@@ -80,21 +80,30 @@ def warn_left_behind(
         report.warn(
             f"{path} also tuned its verbalizer: that stays there, and {what} alone reads otherwise."
         )
-    if _has_exits(path):
+    around = _around(path)
+    several = around.get("multi-label", {"threshold": 0.5})
+    # The task that will be read has its own threshold, if it has one, or a half.
+    if (threshold := several["threshold"]) != (
+        several.get("multi_label", {}).get("threshold") or 0.5
+    ):
+        report.warn(
+            f"{path} chose the probability from which a row has a label: that stays there. Write threshold = "
+            f"{threshold:.6g} below [multi_label] in task.toml, or {what} alone takes a half."
+        )
+    if "exits" in around:
         report.warn(
             f"{path} also has early exits: they stay there, and with {what} alone every row goes through all "
             "layers."
         )
 
 
-def _has_exits(path: str | Path) -> bool:
-    """Whether rows may leave the model of an artifact early."""
-    folder = found(path)
-    while (kind := header(folder)["kind"]) in WRAPPING:
-        if kind == "exits":
-            return True
-        folder = folder / MEMBERS / WRAPPING[kind]
-    return False
+def _around(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Kind -> header of what an artifact puts around its one model: exits, questions about labels."""
+    folder, out = found(path), {}
+    while (data := header(folder))["kind"] in WRAPPING:
+        out[data["kind"]] = data
+        folder = folder / MEMBERS / WRAPPING[data["kind"]]
+    return out
 
 
 class Header(dict[str, Any]):

@@ -97,6 +97,34 @@ def test_the_path_from_a_table_to_texts(
     assert [line["id"] for line in lines] == ["0", "1", "2"]
 
 
+def test_a_nought_is_a_number(command: Command, tables: Path, tiny_model: Folder) -> None:
+    base = (
+        "generate",
+        tables,
+        "--data",
+        tables / "dev.csv",
+        "--model",
+        tiny_model("gpt2"),
+        "--json",
+    )
+    draws = (*base, "--sample", "--max-new-tokens", 12, "--seed")
+    made = {seed: command(*draws, seed).json[0]["generated"] for seed in (0, 1, 13)}
+    generator = Generator(load_model(str(tiny_model("gpt2"))), task())
+    for seed, text in made.items():
+        own = Decoding(sample=True, max_new_tokens=12, seed=seed)
+        assert text == generator.generate(ROWS[2:], own)[0]
+    assert len(set(made.values())) == 3
+    refused = command(*base, "--length-penalty", 0)
+    assert refused.code == 2 and "is for beams" in refused.err
+
+
+def test_exits_are_for_labels(command: Command, tables: Path, tiny_model: Folder) -> None:
+    line = ("train", tables, "--objective", "generate", "--model", tiny_model("gpt2"), "--steps", 1)
+    assert command(*line, "--method", "prompt-tuning", "--run", "r").code == 0
+    said = command("evaluate", "r", "--data", tables / "dev.csv", "--exit-policy", "confidence")
+    assert said.code == 2 and "--exit-policy is for tasks with labels" in said.err
+
+
 def test_a_model_writes_untrained(command: Command, tables: Path, tiny_model: Folder) -> None:
     model = tiny_model("gpt2")
     options = ("--model", model, "--max-new-tokens", 5, "--json")

@@ -210,6 +210,26 @@ def test_training_memorises_a_table(architecture: str, method: str, tmp_path: Pa
         artifact.load(tmp_path / "run", backbone=backbone)
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "t5"])
+def test_texts_as_long_as_those_to_learn_are_written(architecture: str) -> None:
+    backbone = tiny.backbone(architecture)
+    rows = [{"table": "a", "text": "It was a great film. " * n} for n in (2, 7)]
+    generator = Generator(backbone, task(), room=60)
+    longest = len(generator.tokens(generator.sources(rows), rows)[1])
+    assert longest > 64 // 2
+
+    def room(rows: list[dict[str, str]]) -> int:
+        settings = Settings(steps=1)
+        run = train_generator(task(), rows, backbone=backbone, method="prefix", settings=settings)
+        return run.generator.room
+
+    assert longest <= room(rows) <= 63
+    if architecture == "gpt2":  # where a prompt takes the space, half of it stays the prompt's
+        long = [*rows, {"table": "time " * 40, "text": "good"}]
+        with pytest.warns(UserWarning, match=f"has {longest} tokens. At most 31 will be written"):
+            assert room(long) == 31
+
+
 @pytest.mark.parametrize("method", ["prefix", "prompt-tuning"])
 @pytest.mark.parametrize("architecture", ["gpt2", "t5"])
 def test_small_methods_lower_the_loss_and_leave_the_model_alone(

@@ -325,6 +325,11 @@ def test_train_with_several_tasks(tmp_path: Path, folders: list[Path], command: 
     assert found[1]["probabilities"]["bad"] == pytest.approx(other["probability_bad"], abs=1e-5)
     listed = command("runs", "list", "--folder", tmp_path, "--json")
     assert "mean of 2 tasks" in listed.out and "film + length" in listed.out
+    start = ("train", folders[0], "--method", "prefix", "--model", model, "--init-from", run)
+    for line in (("merge", run, "m"), ("export", run, "e"), ("evaluate", run), start):
+        said = command(*line)
+        assert said.code == 2 and "has no one model, but one for each task" in said.err, said.err
+        assert str(run / "members" / "film") in said.err.replace("\n", "")
 
 
 def test_a_task_that_is_not_measured_is_listed_too(

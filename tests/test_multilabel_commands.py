@@ -108,6 +108,24 @@ def test_a_prompt_asks_about_a_label(command: Command, tiny_model: Folder, films
     assert len(command("fill", films, "--model", tiny_model("bert"), "--json").json["asks"]) == 1
 
 
+def test_a_threshold_that_dev_chose_stays_behind(
+    command: Command, tiny_model: Folder, films: Path
+) -> None:
+    base = ("--model", tiny_model("bert"), "--steps", 1)
+    assert command("train", films, *base, "--run", "r", "--method", "lora").code == 0
+    threshold = json.loads(Path("r/artifact/artifact.json").read_text("utf-8"))["threshold"]
+    assert threshold != 0.5  # else there is nothing to say
+    for said in (command("merge", "r", "m"), command("export", "r", "e")):
+        assert said.code == 0 and f"threshold = {threshold:.6g} below [multi_label]" in said.err
+    measured = command("evaluate", "r", "--data", films / "test.csv", "--json").json["asks"]
+    changed(films, 'separator = ";"', f'separator = ";"\nthreshold = {threshold:.6g}')
+    merged = command("evaluate", films, "--model", "m", "--data", films / "test.csv", "--json").json
+    assert merged["asks"]["micro_f1"] == pytest.approx(measured["micro_f1"])
+    # Where the task says it, it goes along.
+    assert command("train", films, *base, "--run", "own", "--method", "lora").code == 0
+    assert "threshold" not in command("merge", "own", "m2").err
+
+
 def test_demonstrations_and_calibration(command: Command, tiny_model: Folder, films: Path) -> None:
     base = ("evaluate", films, "--model", tiny_model("bert"), "--limit", 4, "--json")
     plain = command(*base).json["asks"]

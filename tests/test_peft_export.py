@@ -201,6 +201,14 @@ def test_a_prompt_beside_trained_weights_is_refused(tiny_model: Folder, tmp_path
     exported(tmp_path / "alone", tiny_model("gpt2"), "p-tuning", model="none")
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "bert"])
+def test_an_adapter_with_norms_has_no_way_to_peft(
+    architecture: str, tiny_model: Folder, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="no method that is the same as 'houlsby'"):
+        exported(tmp_path, tiny_model(architecture), "houlsby")
+
+
 def test_what_was_not_tuned_has_nothing_to_export(tiny_model: Folder, tmp_path: Path) -> None:
     artifact.save(adding.tuner(load_model(str(tiny_model("gpt2")))).untrained(), tmp_path / "a")
     with pytest.raises(UserError, match="nothing to export"):

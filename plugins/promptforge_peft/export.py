@@ -63,11 +63,18 @@ def export(
     if found.weights is None:
         raise UserError(f"{path} changed nothing of its model: there is nothing to export.")
     added, changed = found.weights.added, found.weights.tensors or found.weights.rows
+    if added is not None and added.deltas() and added.file != TENSORS:
+        raise _unlike(path, added)
     if added is not None and changed:
+        again = (
+            " For peft, tune it again with -o method.model=none."
+            if "model" in added.made_by["options"]
+            else ""
+        )
         raise UserError(
             f"{path} adds to the model by {added.made_by['name']!r} and changed the model's own weights too, for "
             "which an adapter of peft has no place. promptforge predict and promptforge.artifact.load read "
-            "it as it is. For peft, tune it again with -o method.model=none."
+            f"it as it is.{again}"
         )
     if added is None:
         raise UserError(
@@ -83,6 +90,10 @@ def export(
             _write(found.backbone, added, draft, str(path), report)
     artifact_files.warn_left_behind(path, found.tensors, "the adapter", report)
     return folder
+
+
+def _unlike(path: object, added: Addition) -> UserError:
+    return UserError(f"{path}: peft has no method that is the same as {added.made_by['name']!r}.")
 
 
 def _write(backbone: Backbone, added: Addition, folder: Path, path: str, report: Reporter) -> None:
@@ -111,10 +122,8 @@ def _prompt(
     """peft's configuration, and the values of its one matrix, [tokens, numbers of each]."""
     soft, prefixes = added.soft(), added.prefixes()
     family, name = _TASKS.get(backbone.family), backbone.name
-    if added.deltas() or bool(soft) == bool(prefixes):
-        raise UserError(
-            f"{path}: peft has no method that is the same as {added.made_by['name']!r}."
-        )
+    if bool(soft) == bool(prefixes):
+        raise _unlike(path, added)
     if family is None:
         raise UserError(
             f"{path}: peft has prompts and prefixes for causal and encoder-decoder models, not for masked ones. "

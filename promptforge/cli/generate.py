@@ -39,6 +39,7 @@ COLUMN = "generated"
 _FOR_LABELS: dict[str, tuple[Any, ...]] = {
     "verbalizer": (None,), "calibration": (None,), "demonstrations": (None,), "samples": (None, 1),
     "shots": (None,), "unlabeled": (None,), "jobs": (1,), "backend": (None,), "class_weight": ((),),
+    "exit_policy": (None,),
 }  # fmt: skip
 
 
@@ -76,7 +77,8 @@ def generate(
     from promptforge.output import RowWriter
 
     setup = open_task(params, reporter(), {}, labelled=False, generates=True, tuned=True)
-    given = {k: params[k] for k in Decoding.model_fields if params.get(k) not in (None, False)}
+    asked = {k: params.get(k) for k in Decoding.model_fields}
+    given = {k: v for k, v in asked.items() if v is not None and v is not False}  # 0 is given
     Decoding.of(**given)  # what is wrong is said before the model loads
     source = setup.table("test")
     check_output(output, source, [COLUMN], setup.task.inputs, setup.reader)

@@ -298,14 +298,25 @@ def _train(
 
 
 def _room(generator: Generator, rows: Sequence[Row]) -> int:
-    """Tokens that a text may have, by the rows' own texts."""
+    """Tokens that a text may have: half as many again as the rows' longest text.
+
+    Where a prompt stands before its text in the same window, no more than their longest prompt leaves,
+    or a half.
+    """
     most = generator.writer.most
     generator.room, generator.warn_cuts = most, False  # no text is cut while they are counted
     sources = generator.sources(rows, room=1)
     longest = max(map(len, generator.tokens(sources, rows)))
+    left = min(most, *map(generator.writer.space, sources))
     generator.warn_cuts = True
     generator.forget_cuts()
-    return min(longest * 3 // 2, max(1, most // 2))
+    room = min(longest * 3 // 2, max(1, most // 2, left))
+    if longest > room:
+        generator.report.warn(
+            f"The longest text to learn has {longest} tokens. At most {room} will be written, to leave a half to "
+            "prompts: max_new_tokens allows more, and cuts the prompts for it."
+        )
+    return room
 
 
 def _warn_shared(

@@ -250,10 +250,18 @@ def no_task(folder: Path) -> UserError:
         return UserError(
             f"The run in {folder} has not ended: go on with it by the same command and --resume."
         )
+    return UserError(one_for_each(folder) or f"{folder} holds no trained model.")
+
+
+def one_for_each(path: str | Path) -> str:
+    """What to say where one model is wanted and a run tuned one for each of its tasks; "" elsewhere."""
+    if remote.is_url(path) or not (folder := Path(path)).is_dir():
+        return ""
+    run = RunFolder(folder)
     members = [str(folder / "members" / name) for name in run.members()]
-    return UserError(
-        f"The run in {folder} has no one model, but one for each task: name {listed(members)}."
-    )
+    if run.results is None or find_artifact(folder) is not None or not members:
+        return ""
+    return f"The run in {folder} has no one model, but one for each task: name {listed(members)}."
 
 
 def find_artifact(path: str | Path) -> Path | None:

@@ -18,7 +18,7 @@ from promptforge.backbone.weights import Tunable, Weights
 from promptforge.errors import UserError, listed
 from promptforge.task import Task
 from promptforge.tuning.method import TuningMethod
-from promptforge.tuning.run import find_artifact
+from promptforge.tuning.run import find_artifact, one_for_each
 
 if TYPE_CHECKING:
     from promptforge.model import PromptModel
@@ -65,9 +65,8 @@ class Start:
         if folder is None:
             added = method.read(backbone, Path(path))
             if added is None:
-                raise UserError(
-                    f"--init-from {path}: there is no artifact, and nothing that method {method.name!r} reads."
-                )
+                nothing = f"there is no artifact, and nothing that method {method.name!r} reads."
+                raise UserError(f"--init-from {path}: {one_for_each(path) or nothing}")
             files = sorted(p for p in Path(path).iterdir() if p.is_file())
             told = {p.name: artifact_files.sha256(p) for p in files}
             return cls(str(path), Weights(added=added), json.dumps(told))
