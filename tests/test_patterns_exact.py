@@ -117,8 +117,7 @@ def test_a_plugin_brings_a_feature_map() -> None:
         def promptforge_feature_maps(self) -> dict[str, Any]:
             return {"squares": lambda x: torch.cat([x.square(), (x + 1).square()], -1)}
 
-    plugin = Plugin()
-    manager().register(plugin, "squares")
+    manager().register(Plugin(), "squares")
     try:
         query, key, value = qkv(40)
         pattern = build("attention", "linear", feature_map="squares")
@@ -128,7 +127,7 @@ def test_a_plugin_brings_a_feature_map() -> None:
             expected = divided(phi[0] @ phi[1].mT, value, visible(40, seen))
             close(pattern.attend(query, key, value, seen, None), expected)
     finally:
-        manager().pm.unregister(plugin)
+        manager().unregister("squares")
     assert "squares" not in FEATURE_MAPS
     with pytest.raises(UserError, match=r"no feature map called 'eluu'\. Did you mean 'elu'"):
         build("attention", "linear", feature_map="eluu")
