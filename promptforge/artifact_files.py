@@ -81,15 +81,13 @@ def warn_left_behind(
             f"{path} also tuned its verbalizer: that stays there, and {what} alone reads otherwise."
         )
     around = _around(path)
-    several = around.get("multi-label", {"threshold": 0.5})
-    # The task that will be read has its own threshold, if it has one, or a half.
-    if (threshold := several["threshold"]) != (
-        several.get("multi_label", {}).get("threshold") or 0.5
-    ):
-        report.warn(
-            f"{path} chose the probability from which a row has a label: that stays there. Write threshold = "
-            f"{threshold:.6g} below [multi_label] in task.toml, or {what} alone takes a half."
-        )
+    if several := around.get("multi-label"):
+        threshold, of_task = several["threshold"], several["multi_label"].get("threshold")
+        if threshold != (0.5 if of_task is None else of_task):
+            report.warn(
+                f"{path} chose the probability from which a row has a label: that stays there. Write threshold "
+                f"= {threshold!r} below [multi_label] in task.toml, or {what} alone takes a half."
+            )
     if "exits" in around:
         report.warn(
             f"{path} also has early exits: they stay there, and with {what} alone every row goes through all "

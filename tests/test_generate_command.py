@@ -98,18 +98,11 @@ def test_the_path_from_a_table_to_texts(
 
 
 def test_a_nought_is_a_number(command: Command, tables: Path, tiny_model: Folder) -> None:
-    base = (
-        "generate",
-        tables,
-        "--data",
-        tables / "dev.csv",
-        "--model",
-        tiny_model("gpt2"),
-        "--json",
-    )
+    model = tiny_model("gpt2")
+    base = ("generate", tables, "--data", tables / "dev.csv", "--model", model, "--json")
     draws = (*base, "--sample", "--max-new-tokens", 12, "--seed")
     made = {seed: command(*draws, seed).json[0]["generated"] for seed in (0, 1, 13)}
-    generator = Generator(load_model(str(tiny_model("gpt2"))), task())
+    generator = Generator(load_model(str(model)), task())
     for seed, text in made.items():
         own = Decoding(sample=True, max_new_tokens=12, seed=seed)
         assert text == generator.generate(ROWS[2:], own)[0]

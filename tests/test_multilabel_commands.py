@@ -116,9 +116,9 @@ def test_a_threshold_that_dev_chose_stays_behind(
     threshold = json.loads(Path("r/artifact/artifact.json").read_text("utf-8"))["threshold"]
     assert threshold != 0.5  # else there is nothing to say
     for said in (command("merge", "r", "m"), command("export", "r", "e")):
-        assert said.code == 0 and f"threshold = {threshold:.6g} below [multi_label]" in said.err
+        assert said.code == 0 and f"threshold = {threshold!r} below [multi_label]" in said.err
     measured = command("evaluate", "r", "--data", films / "test.csv", "--json").json["asks"]
-    changed(films, 'separator = ";"', f'separator = ";"\nthreshold = {threshold:.6g}')
+    changed(films, 'separator = ";"', f'separator = ";"\nthreshold = {threshold!r}')
     merged = command("evaluate", films, "--model", "m", "--data", films / "test.csv", "--json").json
     assert merged["asks"]["micro_f1"] == pytest.approx(measured["micro_f1"])
     # Where the task says it, it goes along.

@@ -108,7 +108,7 @@ class Generator(Savable, CutCounter):
         found = self.writer.sources(prompts, room or self.room, template.origin)
         if self.weights is not None and self.weights.added is not None:
             self.weights.added.check(found, template.origin)
-        self.count_cuts(found, "", self.backbone.encoder.max_length, self.report, "Generating")
+        self.count_cuts(found, "", self.backbone.encoder.max_length, self.report, "Reading")
         return found
 
     def tokens(
