@@ -240,10 +240,11 @@ def paired(first: Sequence[float], second: Sequence[float]) -> float | None:
 
     if len(first) != len(second) or len(first) < 2:
         return None
-    if np.allclose(first, second):
-        return 1.0
+    difference = np.subtract(first, second)
+    if np.allclose(difference, difference[0]):  # with every seed the same: without variance no t
+        return 1.0 if np.isclose(difference[0], 0) else 0.0
     p = float(ttest_rel(first, second).pvalue)
-    return 0.0 if math.isnan(p) else p  # the same difference with every seed
+    return None if math.isnan(p) else p
 
 
 def _set_figures(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> dict[str, float]:

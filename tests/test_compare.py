@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
@@ -56,6 +58,8 @@ def test_summary_is_mean_deviation_and_paired_test() -> None:
     (alone,) = Comparison("t", 100, 0.5, cells("a", 16, 0.7)).summary()
     assert alone["deviation"] is None and alone["accuracy"] == 0.7
     assert paired([0.5, 0.6], [0.5, 0.6]) == 1.0
+    assert paired([0.5, 0.6], [0.6, 0.7]) == 0.0  # the same difference with each seed
+    assert paired([float("nan"), 1.0], [1.0, 2.0]) is None
 
 
 def test_what_labels_are_worth_is_read_off_the_baselines_curve() -> None:
@@ -166,8 +170,9 @@ def test_cells_are_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ]  # fmt: skip
     assert all(0 <= c.score <= 1 for c in first.cells)
     monkeypatch.setattr("promptforge.tuning.compare.train", None)  # a call would fail
+    options["seeds"] = np.arange(1, 3)  # the same seeds, the same cells
     again = compare(task, task.examples("train"), ["prompt", "finetune"], **options)
-    assert again.to_json() == first.to_json()
+    assert json.loads(json.dumps(again.to_json())) == first.to_json()
     with pytest.raises(UserError, match="test rows"):
         compare(task, task.examples("train"), ["prompt"], backbone=backbone, test=[])
     for wrong in (
@@ -175,9 +180,14 @@ def test_cells_are_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         {"seeds": (1, -1)},
         {"label_cost": {"finetune": [0]}},
         {"shots": 0},
+        {"seeds": []},
+        {"seeds": (1.5,)},
     ):
-        with pytest.raises(UserError, match=r"seeds=|seed is -1|label_cost|shots is less than 1"):
+        said = r"seeds=|seed is -1|seed is 1.5|label_cost|shots is less than 1"
+        with pytest.raises(UserError, match=said):
             compare(task, task.examples("train"), ["prompt"], **{**options, **wrong})
+    with pytest.raises(UserError, match="nothing to compare"):
+        compare(task, task.examples("train"), [], **options)
 
 
 @pytest.mark.parametrize(
@@ -304,6 +314,22 @@ def test_zero_shot_is_shown_once_or_for_each_contender(
 
     assert before(a=0.7, b=0.7) == ["zero-shot 0 70.0 %"]
     assert before(a=0.7, b=0.55, c=0.7) == ["zero-shot (a, c) 0 70.0 %", "zero-shot (b) 0 55.0 %"]
+
+
+def test_zero_shot_is_of_the_rows_that_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    # With label sets zero-shot's threshold is of the draw, so other sizes have other figures.
+    made = [replace(c, zero_shot=0.5) for c in cells("prompt", 4, 0.8, 0.9)]
+    curve = [replace(c, zero_shot=0.3) for c in cells("prompt", 64, 0.95, 0.95)]
+    shown = lines(capsys, Comparison("t", 100, 0.4, [*made, *curve], ("micro_f1", "macro_f1")))
+    assert [line for line in shown if "zero-shot" in line] == ["zero-shot 0 50.0 %"]
+
+
+def test_a_small_p_is_said_to_be_small(capsys: pytest.CaptureFixture[str]) -> None:
+    made = [*cells("prompt", 4, 0.8, 0.9), *cells("finetune", 4, 0.6, 0.7)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shown = lines(capsys, Comparison("t", 100, 0.4, made))
+    assert any("finetune" in line and "< 0.001" in line for line in shown)
 
 
 def test_numbers_and_label_sets_are_compared_by_their_own_figures(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import labelling
 import numpy as np
 import pytest
 import tiny
@@ -380,11 +381,22 @@ def test_figures_of_several_kinds_are_named_and_not_averaged(
     tmp_path: Path, folders: list[Path], command: Command
 ) -> None:
     stars = stars_folder(tmp_path / "stars", "low = 1\nhigh = 5")
-    asked = ("train", folders[0], stars, "--model", tiny.save("bert", tmp_path / "model"))
-    asked = (*asked, "--method", "prefix", "--steps", 1, "--batch-size", 2, "--run", "runs/both")
+    sets = labelling.films_folder(tmp_path)
+    asked = ("train", folders[0], stars, sets, "--model", tiny.save("bert", tmp_path / "model"))
+    asked = (*asked, "--method", "prefix", "--steps", 1, "--batch-size", 2, "--run", "runs/all")
     ran = command(*asked)
     assert ran.code == 0, ran.err
-    assert "Each task on its test rows (of numbers: Pearson)" in ran.out
+    assert "Each task on its test rows (of numbers: Pearson; of label sets: micro-F1)" in ran.out
+    for name in ("stars", "films"):
+        told = command(*asked, "--resume", "--json").json["tasks"][name]["after"]
+        (figures,) = told.values()
+        low, high = figures["interval"]
+        (line,) = (line for line in ran.out.splitlines() if line.split()[:1] == [name])
+        assert f"{100 * low:.1f}-{100 * high:.1f}" in line
+        assert name == "stars" or f"{100 * figures['constant']['micro_f1']:.1f} %" in line
     (row,) = command("runs", "list", "--json").json
-    assert (row["figure"], row["test"]) == ("2 tasks, measured by accuracy and pearson", None)
+    assert (row["figure"], row["test"]) == (
+        "3 tasks, measured by accuracy and micro_f1 and pearson",
+        None,
+    )
     assert "see runs show" in " ".join(command("runs", "list").out.split())

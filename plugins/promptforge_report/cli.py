@@ -5,6 +5,7 @@ from __future__ import annotations
 import rich_click as click
 
 from promptforge.cli.common import console, json_option, plain, print_json, reporter
+from promptforge.cli.config import with_config
 
 
 @click.command()
@@ -20,6 +21,7 @@ from promptforge.cli.common import console, json_option, plain, print_json, repo
 @click.option("--reader", help="How --data is read. [default: by the name's ending]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps.")
 @json_option
+@with_config
 def report(
     runs: tuple[str, ...], output: str | None, data: str | None, rows: int, reader: str | None,
     device: str, as_json: bool,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any
 
 from promptforge.evaluation import paired
-from promptforge.tuning.run import FREE, flat
+from promptforge.tuning.run import FREE, flat, is_place
 from promptforge_report.figures import Figure, headline
 from promptforge_report.records import Record
 
@@ -35,12 +37,13 @@ class Line:
 
 @dataclass
 class Group:
-    """Runs that differ in nothing but the seed.
+    """Runs that differ in nothing but the seed, measured on the same rows.
 
     Attributes:
+        seeds, values: one of each seed: runs that share it, as copies do, count once with their mean.
         mean, deviation: of the figure that counts over the seeds.
-        p: of a paired t-test over the seeds shared with the best group; None: under two, or it is
-            the best.
+        p: of a paired t-test over the seeds shared with the best group; None: under two, on other
+            rows than the best, or it is the best.
     """
 
     names: list[str]
@@ -61,7 +64,7 @@ class Comparison:
         groups: empty where no two runs differ in the seed alone.
         options: option -> what each run has, in the order of `lines`; those in which they differ.
         why: why there is no test on rows, where there is none.
-        alike: whether all are of one task and measured by one figure.
+        alike: whether all are of one task and measured by one figure on one split.
     """
 
     lines: list[Line]
@@ -79,10 +82,17 @@ def compared(records: Sequence[Record], names: Sequence[str]) -> Comparison:
     ]
     lines.sort(key=lambda line: -_value(line))
     made = Comparison(lines)
-    kinds = {(line.figure.kind, line.record.name("task")) for line in lines if line.figure}
+    kinds = {
+        (line.figure.kind, line.record.name("task"), line.record.split)
+        for line in lines
+        if line.figure
+    }
     made.alike = len(kinds) < 2
     if not made.alike:
-        made.why = "The runs are of different tasks or measured by different figures: no test compares them."
+        made.why = (
+            "The runs are of different tasks, or measured by different figures or on different splits: no "
+            "test compares them."
+        )
     elif lines[0].figure:
         lines[0].best = True
         made.why = _test(lines)
@@ -177,33 +187,48 @@ def _test(lines: Sequence[Line]) -> str:
 
 
 def _groups(lines: Sequence[Line]) -> list[Group]:
-    """Runs by all options but the seed; none where every run is alone."""
-    by: dict[str, list[Line]] = {}
+    """Runs by all that decides a figure but the seed; none where every seed is alone."""
+    by: dict[tuple[str, str], dict[int, list[Line]]] = {}
     for line in lines:
         if line.figure and line.figure.value is not None:
-            options = flat(line.record.config)
-            key = repr(
-                sorted((k, str(v)) for k, v in options.items() if k not in (*_ASIDE, "seed"))
-            )
-            by.setdefault(key, []).append(line)
-    if all(len(some) < 2 for some in by.values()):
+            key = (_measured_on(line.record), repr(_decides(line.record.config)))
+            by.setdefault(key, {}).setdefault(int(line.record.config["seed"]), []).append(line)
+    if all(len(seeds) < 2 for seeds in by.values()):
         return []
-    import statistics
-
-    out = []
-    for some in by.values():
-        some = sorted(some, key=lambda line: int(line.record.config["seed"]))
-        values = [_value(line) for line in some]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        seeds = [int(line.record.config["seed"]) for line in some]
-        out.append(
-            Group([line.name for line in some], seeds, values, statistics.fmean(values), spread)
-        )
-    out.sort(key=lambda group: -group.mean)
-    out[0].best = True
-    best = dict(zip(out[0].seeds, out[0].values, strict=True))
-    for group in out[1:]:
+    made = [(rows, _group(seeds)) for (rows, _), seeds in by.items()]
+    made.sort(key=lambda one: -one[1].mean)
+    best_rows, best = made[0]
+    best.best = True
+    first = dict(zip(best.seeds, best.values, strict=True))
+    for rows, group in made[1:]:
         own = dict(zip(group.seeds, group.values, strict=True))
-        shared = [seed for seed in best if seed in own]
-        group.p = paired([best[s] for s in shared], [own[s] for s in shared])
-    return out
+        shared = [seed for seed in first if seed in own]
+        if rows == best_rows:
+            group.p = paired([first[s] for s in shared], [own[s] for s in shared])
+    return [group for _, group in made]
+
+
+def _group(seeds: Mapping[int, Sequence[Line]]) -> Group:
+    ordered = dict(sorted(seeds.items()))
+    values = [fmean(map(_value, some)) for some in ordered.values()]
+    names = [line.name for some in ordered.values() for line in some]
+    spread = stdev(values) if len(values) > 1 else 0.0
+    return Group(names, list(ordered), values, fmean(values), spread)
+
+
+def _measured_on(record: Record) -> str:
+    """What tells the rows of a figure from others; dev rows, which a seed may draw, by nothing more."""
+    told = record.results.digests.get("test", "") if record.results else ""
+    return f"{record.split} {told if record.split == 'test' else ''}"
+
+
+def _decides(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The options that decide a run but the seed and what follows from the rows that it draws."""
+    options = {k: v for k, v in flat(config).items() if k not in (*_ASIDE, "seed")}
+    follows = ["rows.train", "rows.dev"] if config.get("shots") else []
+    weights = [v for k, v in options.items() if k.startswith("class_weight.")]
+    # Weights that balance labels are n / (k * n_label), so the mean of 1 / weight is 1.
+    if weights and all(weights) and abs(fmean(1 / w for w in weights) - 1) < 1e-9:
+        follows += [k for k in options if k.startswith("class_weight.")]
+        options["class_weight"] = "balanced"
+    return sorted((k, str(v)) for k, v in options.items() if k not in follows and not is_place(k))

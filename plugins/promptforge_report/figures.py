@@ -140,18 +140,26 @@ class Judged:
     label: str = ""
 
 
-def judged(task: Task, predictions: Sequence[Prediction], threshold: float = 0.5) -> list[Judged]:
-    """Each prediction beside the truth, in the same order.
+def threshold(record: Record, who: str = "tuned") -> float:
+    """The probability from which a row was given a label; a half where rows have just one."""
+    told = list(record.parts(who).values())
+    return float(told[-1].get("threshold", 0.5)) if told else 0.5
 
-    Args:
-        threshold: the probability from which a row has a label, where it may have several.
+
+def judged(record: Record) -> list[Judged]:
+    """Each prediction on the split that counts beside the truth, in the same order.
+
+    Where a row may have several labels, it has those from a probability on: zero-shot's is its own.
     """
+    task = record.task
+    assert task is not None
+    least, least_before = threshold(record), threshold(record, "zero-shot")
     out = []
-    for p in predictions:
+    for p in record.said:
         tuned = np.array(p.said["tuned"])
         before = np.array(p.said["zero-shot"]) if "zero-shot" in p.said else None
-        said = _decided(task, tuned, threshold)
-        was = "" if before is None else _decided(task, before, threshold)
+        said = _decided(task, tuned, least)
+        was = "" if before is None else _decided(task, before, least_before)
         if task.scale:
             truth = float(p.truth)  # type: ignore[arg-type]
             error = abs(float(task.scale.numbers(tuned[None])[0]) - truth)
@@ -160,7 +168,7 @@ def judged(task: Task, predictions: Sequence[Prediction], threshold: float = 0.5
             has = _indicator(task, p)
             off = abs(tuned - has)
             worst = int(off.argmax())
-            wrong = bool(((tuned >= threshold) != has.astype(bool)).any())
+            wrong = bool(((tuned >= least) != has.astype(bool)).any())
             sure = max(float(tuned[worst]), 1 - float(tuned[worst]))
             truth_text = ", ".join(p.truth) if isinstance(p.truth, list) else str(p.truth)
             out.append(

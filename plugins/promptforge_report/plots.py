@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import count
@@ -24,7 +25,7 @@ _STYLE: Any = {
     "xtick.color": MUTED, "ytick.color": MUTED, "axes.spines.top": False,
     "axes.spines.right": False, "axes.axisbelow": True, "axes.linewidth": 0.8,
     "xtick.major.size": 3, "ytick.major.size": 3, "svg.fonttype": "none",
-    "svg.hashsalt": "promptforge",
+    "svg.hashsalt": "promptforge", "text.parse_math": False,
 }  # fmt: skip
 #: Trainings that a plot can hold.
 TRAININGS = 1 + len(SERIES)
@@ -163,12 +164,17 @@ class Plots:
     def _svg(self, figure: Any, alt: str) -> str:
         """The figure as SVG to stand in a page: its own ids, the page's colours and letters."""
         import matplotlib
+        from matplotlib.text import Text
 
         buffer = io.StringIO()
-        with matplotlib.rc_context(_STYLE):
+        for label in figure.findobj(Text):
+            label.set_parse_math(False)  # a run may be called a$x^$
+        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+            # The browser has letters that matplotlib's font lacks: text stays text.
+            warnings.filterwarnings("ignore", "Glyph", UserWarning)
             figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-        text = buffer.getvalue()
-        text = text[text.index("<svg") :]
+        svg = buffer.getvalue()
+        text = svg[svg.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
         text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
         text = text.replace("xlink:href", "href")

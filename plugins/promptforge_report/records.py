@@ -85,6 +85,7 @@ class Results(BaseModel):
     parameters: int | None = None
     size: int | None = None
     counts: dict[str, dict[str, int]] = Field(default_factory=dict)
+    digests: dict[str, str] = Field(default_factory=dict)
     results: dict[str, dict[str, Parts]] = Field(default_factory=dict)
     trained: dict[str, Training] = Field(default_factory=dict)
     tasks: dict[str, OfTask] = Field(default_factory=dict)
@@ -223,4 +224,4 @@ def found(paths: Sequence[str | Path]) -> list[Path]:
                 "'promptforge train' makes one."
             )
         out += inside
-    return list(dict.fromkeys(out))
+    return list({path.resolve(): path for path in reversed(out)}.values())[::-1]

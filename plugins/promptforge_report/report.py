@@ -125,6 +125,7 @@ def page(made: Report, drawn: Plots) -> str:
     """The report as HTML; every text from data or options is escaped."""
     from jinja2 import Environment, PackageLoader
 
+    from promptforge.cli.common import p_value
     from promptforge_report import plots, views
 
     pages = Environment(
@@ -133,7 +134,7 @@ def page(made: Report, drawn: Plots) -> str:
     )  # fmt: skip
     pages.filters |= {
         "percent": lambda value: f"{100 * value:.1f} %",
-        "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
+        "p": p_value,
         "duration": views.duration,
         "megabytes": views.megabytes,
         "options": _options,

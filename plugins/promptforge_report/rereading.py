@@ -14,7 +14,7 @@ from promptforge.progress import Reporter
 from promptforge.tuning.predictions import predictions
 from promptforge_report.figures import hardest, judged
 from promptforge_report.prompts import Rendered, pieces
-from promptforge_report.records import Record, Results
+from promptforge_report.records import Record
 
 if TYPE_CHECKING:
     from promptforge.classifier import Classifier
@@ -94,7 +94,7 @@ def reread(
     if not said:
         return Reread(why="The run kept no rows: name labelled ones with --data FILE.")
     out = Reread()
-    hard = hardest(judged(record.task, said, threshold(record.results)), most)
+    hard = hardest(judged(record), most)
     places = np.unique(np.linspace(0, len(said) - 1, min(most, len(said))).astype(int))
     spread = [said[i] for i in places]
     out.rows = len(spread)
@@ -121,15 +121,6 @@ def reread(
                     out.prompts.append(_rendered(model, pattern, title, prediction.number, row_))
             meter.advance(len(spread))
     return out
-
-
-def threshold(results: Results) -> float:
-    """The probability from which a row was given a label; a half where rows have just one."""
-    for split in ("data", "test", "dev"):
-        for figures in results.results.get(split, {}).get("tuned", {}).values():
-            if "threshold" in figures:
-                return float(figures["threshold"])
-    return 0.5
 
 
 def _prompt_models(classifier: Classifier, name: str = "") -> dict[str, PromptModel]:

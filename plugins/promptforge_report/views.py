@@ -22,7 +22,7 @@ from promptforge_report.figures import (
 from promptforge_report.plots import Plots
 from promptforge_report.prompts import Rendered, rendered
 from promptforge_report.records import Record
-from promptforge_report.rereading import SHOWN, Reread, threshold
+from promptforge_report.rereading import SHOWN, Reread
 
 #: Section -> its title, in the order of the page.
 SECTIONS = {
@@ -43,7 +43,7 @@ SECTIONS = {
 }
 #: Wrong rows shown, and labels of which a confusion matrix can still be read.
 HARDEST, MOST_LABELS = 10, 30
-_NOT_ENDED = "The run has not ended: go on with it with --resume."
+_NOT_ENDED = "The run has not ended: go on with the command that began it ('train' with --resume)."
 _OLD = (
     "This run kept no predictions: an older PromptForge trained it. With --data FILE --rows N its "
     "model reads labelled rows again."
@@ -296,7 +296,7 @@ def _rows(made: View, drawn: Plots) -> None:
     if task is None or why:
         made.absent["calibration"] = made.absent["hardest"] = why
         return
-    rows = judged(task, said, threshold(results))
+    rows = judged(record)
     made.judged, made.wrong = len(rows), sum(r.wrong for r in rows)
     made.hardest = hardest(rows, HARDEST)
     if not made.hardest:

@@ -82,3 +82,8 @@ def plain(value: object) -> str:
 def percent(value: float) -> str:
     """0.8125 as "81.2 %"."""
     return f"{100 * value:.1f} %"
+
+
+def p_value(p: float) -> str:
+    """The p of a test; of a small one that it is small."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
+from promptforge.cli.common import (
+    console,
+    json_option,
+    p_value,
+    percent,
+    plain,
+    print_json,
+    reporter,
+)
 from promptforge.cli.config import with_config
 from promptforge.cli.options import job_options, model_options, task_options
 from promptforge.cli.setup import backend_of, load, open_task
@@ -148,7 +156,7 @@ def show(found: Comparison, worth: dict[str, float | None] | None) -> None:
         table.add_row(
             plain(line["contender"]), str(line["shots"] or "all"), shown(line[score]),
             "" if line["deviation"] is None else shown(line["deviation"]), shown(line[other]),
-            "" if line["p"] is None else f"{line['p']:.3f}", f"{line['seconds']:.0f}",
+            "" if line["p"] is None else p_value(line["p"]), f"{line['seconds']:.0f}",
             "" if line["memory"] is None else f"{line['memory'] / 1e6:,.0f} MB",
             style="bold green" if line[score] == best else None,
         )  # fmt: skip
@@ -167,7 +175,8 @@ def _untrained(found: Comparison, shown: Callable[[float], str]) -> dict[str, li
     """Each zero-shot figure, as shown -> the contenders whose it is: verbalizers may differ."""
     by_name: dict[str, list[float]] = {}
     for cell in found.cells:
-        if cell.zero_shot is not None:
+        # Draws of other sizes choose other thresholds for label sets, and are of other rows.
+        if cell.zero_shot is not None and cell.shots == found.cells[0].shots:
             by_name.setdefault(cell.contender, []).append(cell.zero_shot)
     out: dict[str, list[str]] = {}
     for name, values in by_name.items():

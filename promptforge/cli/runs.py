@@ -115,7 +115,7 @@ def diff(first: str, second: str, as_json: bool) -> None:
     """The options in which two runs differ, and their figures."""
     from rich.table import Table
 
-    from promptforge.tuning.run import RunFolder, flat
+    from promptforge.tuning.run import RunFolder, flat, is_place
 
     folders = [RunFolder(fetched(one, members=False)) for one in (first, second)]
     one, two = (flat(f.config) for f in folders)
@@ -123,7 +123,7 @@ def diff(first: str, second: str, as_json: bool) -> None:
     for options, summary in zip((one, two), summaries, strict=True):
         for split in ("dev", "test"):
             options[f"{split} {summary['figure'] or 'accuracy'}"] = summary[split]
-    keys = [k for k in {**one, **two} if one.get(k) != two.get(k)]
+    keys = [k for k in {**one, **two} if one.get(k) != two.get(k) and not is_place(k)]
     if as_json:
         print_json({key: [one.get(key), two.get(key)] for key in keys})
         return
@@ -195,7 +195,7 @@ def _outcome(run: RunFolder) -> dict[str, Any]:
     results = run.results
     row: dict[str, Any] = dict.fromkeys(_OUTCOME)
     if results is None:
-        return {**row, "state": f"{run.done} trainings done; go on with --resume"}
+        return {**row, "state": f"{run.done} trainings done, not ended"}
     row["state"] = "ended"
     try:
         for split, by in results["results"].items():

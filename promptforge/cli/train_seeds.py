@@ -161,6 +161,9 @@ def _show(
             ]
         if any(means):
             name = f"{guess if who == 'majority' else who}, mean"
+            measured = min(len(lines[who]["values"]) for lines in splits.values() if who in lines)
+            if measured < len(seeds):  # runs of before were made without the comparison
+                name += f" of {measured} of the seeds"
             style = "bold green" if who == "tuned" else "dim"
             table.add_row(name, *means, style=style)
     out = console()

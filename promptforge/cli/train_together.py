@@ -11,6 +11,7 @@ from promptforge.errors import UserError, did_you_mean, listed
 from promptforge.remote import place
 
 if TYPE_CHECKING:
+    from promptforge.evaluation import AnyEvaluation
     from promptforge.progress import Reporter
     from promptforge.task import Task
     from promptforge.tuning.together import TogetherRun
@@ -150,8 +151,6 @@ def show(run: TogetherRun) -> None:
     """The table at the end: each task before and after."""
     from rich.table import Table
 
-    from promptforge.evaluation import Evaluation
-
     out = console()
     title = "Each task on its test rows" + _measures(run)
     table = Table(title=title, title_justify="left", show_edge=False)
@@ -173,11 +172,10 @@ def show(run: TogetherRun) -> None:
         split = "test" if "test" in splits else "dev"
         tuned = run.figures(name, split)
         before = run.figures(name, split, "zero-shot") if "zero-shot" in splits[split] else None
-        majority = percent(tuned.majority) if isinstance(tuned, Evaluation) else ""
-        low, high = tuned.interval if isinstance(tuned, Evaluation) else (None, None)
+        low, high = tuned.interval or (None, None)
         table.add_row(
             plain(name) if split == "test" else f"{plain(name)} [dim](dev rows)[/]", str(tuned.rows),
-            majority, percent(before.headline) if before else "", percent(tuned.headline),
+            _guess(tuned), percent(before.headline) if before else "", percent(tuned.headline),
             f"{100 * low:.1f}-{100 * high:.1f}" if low is not None and high is not None else "",
             percent(run.figures(name, "dev").headline) if "dev" in splits else "",
             str(_trained(run, name)),
@@ -187,6 +185,15 @@ def show(run: TogetherRun) -> None:
         f"{run.trained.steps} steps, {run.seconds:.0f} s. Kept in [bold]{plain(run.folder)}[/], a task in "
         f"members/TASK; next: promptforge predict-many {plain(run.folder)} --data FILE"
     )
+
+
+def _guess(tuned: AnyEvaluation) -> str:
+    """What always saying the most frequent label, or labels, gives; nothing of numbers."""
+    from promptforge.evaluation import Evaluation, MultiLabelEvaluation
+
+    if isinstance(tuned, MultiLabelEvaluation):
+        return percent(tuned.constant["micro_f1"])
+    return percent(tuned.majority) if isinstance(tuned, Evaluation) else ""
 
 
 def _measures(run: TogetherRun) -> str:

@@ -32,6 +32,7 @@ from promptforge.tuning import processes
 from promptforge.tuning.loop import Target, Trained, Training
 from promptforge.tuning.method import TuningMethod
 from promptforge.tuning.objectives import TunedObjective, warn_untrained
+from promptforge.tuning.plan import check_seed
 from promptforge.tuning.run import ARTIFACT_FILE, RESULTS, RunFolder
 from promptforge.tuning.settings import Settings
 from promptforge.tuning.starting import Start
@@ -166,6 +167,7 @@ def train_generator(
     """
     report = (report or Reporter()) if processes.is_first() else Mute()
     settings, decoding = settings or Settings(), decoding or Decoding()
+    seed = check_seed(seed)
     made_method: TuningMethod = build("method", method) if isinstance(method, str) else method
     check(tracker)
     if dev or test:

@@ -187,16 +187,20 @@ def compare(
     """
     report = report or Reporter()
     _check_options(options)
-    seeds = [int(seeds)] if isinstance(seeds, int | np.integer) else seeds
+    seeds = [check_seed(s) for s in ([seeds] if isinstance(seeds, int | np.integer) else seeds)]
     made = [c if isinstance(c, Contender) else Contender.parse(c) for c in contenders]
     if not test:
         raise UserError("A comparison needs test rows: give --test FILE.")
+    if not made:
+        raise UserError(
+            "There is nothing to compare: name strategies, contenders=['prompt', 'pet']."
+        )
+    if not seeds:
+        raise UserError("A comparison needs seeds: give one or several, seeds=[13, 21].")
     if len({c.text for c in made}) < len(made):
         raise UserError("The same strategy is named twice.")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"seeds={list(seeds)} has one twice: its run would count twice.")
-    for seed in seeds:
-        check_seed(seed)
     if any(size < 1 for sizes in (label_cost or {}).values() for size in sizes):
         raise UserError("label_cost has less than 1: name numbers of rows a label, from 1.")
     out = Comparison(task.name, len(test), _majority(task, test), figures=FIGURES[kind_of(task)])

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,15 @@ def drawn(
     return train, dev
 
 
-def check_seed(seed: int) -> None:
-    """Raise a `UserError` for a seed that random numbers cannot begin from."""
-    if not 0 <= seed < SEEDS:
+def check_seed(seed: int) -> int:
+    """A seed as Python's own integer, which a numpy one is not.
+
+    Raises:
+        UserError: random numbers cannot begin from it.
+    """
+    if not hasattr(seed, "__index__") or not 0 <= seed < SEEDS:
         raise UserError(f"seed is {seed}: give a whole number from 0 to {SEEDS - 1}.")
+    return index(seed)
 
 
 def digests(splits: Mapping[str, Sequence[Example | Row]]) -> dict[str, str]:
@@ -118,7 +124,7 @@ def planned(
     Raises:
         UserError: rows or options that do not fit.
     """
-    check_seed(seed)
+    seed = check_seed(seed)
     if not isinstance(backbone, Backbone):
         raise UserError(
             f"backbone is a {type(backbone).__name__}, {backbone!r}: give a loaded model, load_model(NAME)."
@@ -191,6 +197,7 @@ def wanted(
         UserError: as `promptforge.train`, before it trains.
     """
     options = {name: value for name, value in options.items() if name not in HOW}
+    seed = check_seed(seed)
     train, dev = drawn(task, train, dev, shots, seed)
     told = digests({"train": train, "dev": dev, "test": test, "unlabeled": unlabeled})
     if config is None:

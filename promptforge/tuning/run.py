@@ -248,7 +248,7 @@ def no_task(folder: Path) -> UserError:
         return UserError(f"{folder} is not a task folder: it has no task.toml.{which}")
     if run.results is None:
         return UserError(
-            f"The run in {folder} has not ended: go on with it by the same command and --resume."
+            f"The run in {folder} has not ended: go on with the command that began it ('train' with --resume)."
         )
     return UserError(one_for_each(folder) or f"{folder} holds no trained model.")
 
@@ -336,10 +336,13 @@ def changed(saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tu
         k: (begun.get(k), now.get(k))
         for k in options
         # An option that says nothing is as if it were not there; it may be younger than the run.
-        if (begun.get(k) or None) != (now.get(k) or None)
-        # Where a template lies changes nothing, so that a folder can be moved.
-        and not (k.startswith("task.patterns.") and k.endswith(".origin"))
+        if (begun.get(k) or None) != (now.get(k) or None) and not is_place(k)
     }
+
+
+def is_place(option: str) -> bool:
+    """Whether an option says where a template lies: it changes nothing, so that a folder can be moved."""
+    return option.startswith("task.patterns.") and option.endswith(".origin")
 
 
 def _other_rows(had: Mapping[str, str] | None, rows: Mapping[str, str]) -> list[str]:

@@ -34,6 +34,7 @@ from promptforge.tuning.mixed import (
     TogetherTraining,
 )
 from promptforge.tuning.objectives import warn_parts
+from promptforge.tuning.plan import check_seed
 from promptforge.tuning.run import ARTIFACT_FILE, RESULTS, RunFolder
 from promptforge.tuning.scores import score_of
 from promptforge.tuning.settings import Settings
@@ -132,6 +133,7 @@ def train_together(
     grid = (settings or Settings()).grid(method.learning_rate)
     if len(grid) > 1:
         raise UserError("Tasks are trained together with one learning rate and one batch size.")
+    seed = check_seed(seed)
     drawn = [_drawn(one, shots, seed) for one in data]
     grid[0].warn_looks(report, *(one.dev for one in drawn))
     names = _folders([one.name for one in drawn])

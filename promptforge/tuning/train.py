@@ -30,7 +30,7 @@ from promptforge.tuning.loop import Trained
 from promptforge.tuning.members import Ensemble, HeadModel
 from promptforge.tuning.memory import PeakMemory
 from promptforge.tuning.method import TuningMethod
-from promptforge.tuning.plan import digests, drawn, planned
+from promptforge.tuning.plan import check_seed, digests, drawn, planned
 from promptforge.tuning.predictions import Prediction, label_counts, predictions, write_predictions
 from promptforge.tuning.run import RESULTS, RunFolder
 from promptforge.tuning.settings import Settings
@@ -172,6 +172,7 @@ def train(
             f"{processes.count()} processes for each training: choose one of the two."
         )
     tracking = _tracking(tracker, run)
+    seed = check_seed(seed)
     train, dev = drawn(task, train, dev, shots, seed)
     check_rows(task, train, dev, test, unlabeled, report)
     by_label = label_counts(task, {"train": train, "dev": dev, "test": test})
