@@ -24,7 +24,8 @@ from promptforge import hookimpl, plugins
 from tests.doc_pages import ROOT, Step, steps
 from tests.doc_tables import copy_examples, make_tables
 
-STEPS = 2
+STEPS, NEW_TOKENS = 2, 6
+QUICK = "minilm-mlm"
 #: Words of a command line that only a shell understands.
 OPERATORS = re.compile(r"^[();<>|&]+$")
 
@@ -56,7 +57,11 @@ class Brief:
     @hookimpl
     def promptforge_configure(self, settings: dict[str, Any]) -> None:
         name = click.get_current_context().info_name
-        if "steps" not in settings or name == "search-verbalizer":  # it trains with --rerank alone
+        if "max_new_tokens" in settings:
+            settings["max_new_tokens"] = NEW_TOKENS
+        if name == "search-verbalizer":  # it trains with --rerank alone
+            settings["model"] = settings["model"] or QUICK
+        if "steps" not in settings or name == "search-verbalizer":
             return
         settings["steps"] = min(settings["steps"] or STEPS, STEPS)
         settings["batch_size"] = (2,) if isinstance(settings["batch_size"], tuple) else 2
@@ -68,6 +73,8 @@ class Brief:
             )
             for option in settings.get("options") or ()
         )
+        if settings.get("objective") == "generate":
+            settings["options"] += (f"decoding.max_new_tokens={NEW_TOKENS}",)
         if settings.get("exits") == "two-stage":
             settings["options"] += (f"exits.steps={STEPS}",)
         if "compare_untrained" in settings:
@@ -82,7 +89,7 @@ class Brief:
         if name == "compare":
             settings["seeds"] = settings["seeds"].partition(",")[0]
         if not settings.get("model") and settings.get("objective") != "generate":
-            settings["model"] = "minilm-mlm"
+            settings["model"] = QUICK
 
 
 class Reader:
