@@ -13,7 +13,7 @@ import torch
 from promptforge_peft.export import export
 from safetensors.torch import load_file
 
-from promptforge import UserError, artifact, load_model
+from promptforge import Settings, UserError, artifact, load_model, train_generator
 from promptforge.backbone.weights import Weights
 from promptforge.exits.exits import end_of
 from promptforge.exits.model import ExitModel
@@ -21,7 +21,7 @@ from promptforge.merging import merge
 from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.tuning.tuner import Member
-from tests import adding
+from tests import adding, generating
 
 Folder = Callable[[str], Path]
 
@@ -121,6 +121,21 @@ def test_a_prefix_of_peft_leaves_as_it_came(tiny_model: Folder, tmp_path: Path) 
 def test_special_tokens_before_a_text_are_warned_of(tiny_model: Folder, tmp_path: Path) -> None:
     said = exported(tmp_path, tiny_model("llama"), "prompt-tuning", tokens=2)[2]
     assert len(said) == 1 and "special tokens" in said[0]
+
+
+def test_a_decoder_that_reads_its_prompt_again_is_warned_of(
+    tiny_model: Folder, tmp_path: Path
+) -> None:
+    """BART's does for a mask, and not where it writes a text."""
+    said = exported(tmp_path, tiny_model("bart"), "prompt-tuning", tokens=2)[2]
+    assert ["again" in one for one in said] == [False, True]
+    train_generator(
+        generating.task(), generating.ROWS, backbone=load_model(str(tiny_model("bart"))),
+        method="prompt-tuning", settings=Settings(steps=1), run=tmp_path / "g",
+    )  # fmt: skip
+    report = Warned()
+    export(tmp_path / "g", tmp_path / "written", report=report)
+    assert len(report.said) == 1 and "special tokens" in report.said[0]
 
 
 def test_lora_is_copied(tiny_model: Folder, tmp_path: Path) -> None:

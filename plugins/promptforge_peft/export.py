@@ -87,7 +87,8 @@ def export(
             for name in (CONFIG, TENSORS):
                 shutil.copyfile(home / name, draft / name)
         else:
-            _write(found.backbone, added, draft, str(path), report)
+            repeats = found.data["kind"] != "generator"  # as the prompts of classifiers are read
+            _write(found.backbone, added, draft, str(path), repeats, report)
     artifact_files.warn_left_behind(path, found.tensors, "the adapter", report)
     return folder
 
@@ -96,9 +97,11 @@ def _unlike(path: object, added: Addition) -> UserError:
     return UserError(f"{path}: peft has no method that is the same as {added.made_by['name']!r}.")
 
 
-def _write(backbone: Backbone, added: Addition, folder: Path, path: str, report: Reporter) -> None:
+def _write(
+    backbone: Backbone, added: Addition, folder: Path, path: str, repeats: bool, report: Reporter
+) -> None:
     """Let peft itself save its own prompt or prefix with our values."""
-    config, values = _prompt(backbone, added.to_device(backbone.device), path, report)
+    config, values = _prompt(backbone, added.to_device(backbone.device), path, repeats, report)
     flags = [(p, p.requires_grad) for p in backbone.model.parameters()]
     own = set(vars(backbone.model))
     with warnings.catch_warnings():
@@ -117,9 +120,13 @@ def _write(backbone: Backbone, added: Addition, folder: Path, path: str, report:
 
 
 def _prompt(
-    backbone: Backbone, added: Addition, path: str, report: Reporter
+    backbone: Backbone, added: Addition, path: str, repeats: bool, report: Reporter
 ) -> tuple[peft.PeftConfig, Tensor]:
-    """peft's configuration, and the values of its one matrix, [tokens, numbers of each]."""
+    """peft's configuration, and the values of its one matrix, [tokens, numbers of each].
+
+    Args:
+        repeats: whether a decoder that has masks (BART's) writes its prompt again.
+    """
     soft, prefixes = added.soft(), added.prefixes()
     family, name = _TASKS.get(backbone.family), backbone.name
     if bool(soft) == bool(prefixes):
@@ -139,7 +146,7 @@ def _prompt(
                 f"{name} puts special tokens before a text. Here the soft tokens stand after them, and in peft "
                 "before them: outputs will differ."
             )
-        if backbone.decoder_embedding is not None:
+        if repeats and backbone.decoder_embedding is not None:
             report.warn(
                 f"The decoder of {name} writes its prompt again, soft tokens included, and peft's reads "
                 "them in the encoder alone: outputs will differ."
