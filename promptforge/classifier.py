@@ -84,14 +84,16 @@ class Classifier(ABC):
         what: str = "Evaluating",
         *,
         keep: dict[str, Probabilities] | None = None,
+        known: Mapping[str, Probabilities] | None = None,
     ) -> dict[str, AnyEvaluation]:
         """Figures per part, and of the whole under the name `ENSEMBLE` where there are several.
 
         Args:
             keep: takes the class probabilities that the figures are of, by the same names.
+            known: what `keep` took of these rows before, in place of reading them again.
         """
-        found = self.part_probabilities([e.row for e in examples], what)
-        if len(found) > 1:
+        found = dict(known or self.part_probabilities([e.row for e in examples], what))
+        if len(found) > 1 and ENSEMBLE not in found:
             found[ENSEMBLE] = self.combined(found)
         if keep is not None:
             keep.update(found)

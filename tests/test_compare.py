@@ -23,6 +23,8 @@ from promptforge.cli.compare import show
 from promptforge.data import Example
 from promptforge.evaluation import paired
 from promptforge.plugins import build
+from promptforge.progress import Meter, Reporter
+from promptforge.tuning import zero_shot
 from promptforge.tuning.compare import Cell
 from promptforge.tuning.contender import Contender
 from promptforge.tuning.run import RESULTS, RunFolder
@@ -314,6 +316,36 @@ def test_zero_shot_is_shown_once_or_for_each_contender(
 
     assert before(a=0.7, b=0.7) == ["zero-shot 0 70.0 %"]
     assert before(a=0.7, b=0.55, c=0.7) == ["zero-shot (a, c) 0 70.0 %", "zero-shot (b) 0 55.0 %"]
+
+
+def test_zero_shot_is_read_once_and_says_what_each_run_alone_says(tmp_path: Path) -> None:
+    class Heard(Reporter):
+        def __init__(self) -> None:
+            self.meters: list[str] = []
+
+        def meter(self, what: str, total: int | None = None, unit: str = "rows") -> Meter:
+            self.meters.append(what)
+            return super().meter(what, total, unit)
+
+    task, report = Task.load(tiny.EXAMPLES).choose(["it-was", "tone"]), Heard()
+    rows, test = task.examples("train"), task.examples("test")[:20]
+    options: dict[str, Any] = {
+        "backbone": tiny.backbone("bert"), "test": test, "shots": 4, "settings": Settings(steps=1),
+    }  # fmt: skip
+    compare(task, rows, ["prompt", "finetune", "prompt:verbalizer=soft"], seeds=(1, 2), folder=tmp_path,
+            report=report, **options)  # fmt: skip
+    read = [what for what in report.meters if what.startswith("Zero-shot")]
+    # Once with words and once softly; the dev rows are another draw with each seed.
+    for split, times in (("test", 2), ("dev", 4)):
+        for name in task.patterns:
+            assert read.count(f"Zero-shot on {split}, pattern {name}") == times
+    assert not zero_shot.recall(options["backbone"], "") and not zero_shot._said
+    for name in ("prompt", "finetune"):
+        alone = train(task, rows, seed=2, strategy=name, **options).to_json()["results"]
+        kept = (RunFolder(tmp_path / f"{name}-4-2").read(RESULTS) or {})["results"]
+        assert [alone[split]["zero-shot"] for split in alone] == [
+            kept[split]["zero-shot"] for split in kept
+        ]
 
 
 def test_zero_shot_is_of_the_rows_that_are_compared(capsys: pytest.CaptureFixture[str]) -> None:

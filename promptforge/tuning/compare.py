@@ -22,6 +22,7 @@ from promptforge.progress import Reporter
 from promptforge.remote import publish, publishing, url_of
 from promptforge.task import Task
 from promptforge.tuning import jobs as job_queue
+from promptforge.tuning import zero_shot
 from promptforge.tuning.backends import Backend, started
 from promptforge.tuning.contender import ROLES, Contender
 from promptforge.tuning.plan import check_seed, wanted
@@ -280,18 +281,21 @@ def trained(
     done = _found(task, rows, todo, backbone, Path(folder), option, common) if folder else {}
     open_ = [job for job in todo if job.name not in done]
     work = partial(_train_cell, task, rows, common)
-    if jobs > 1 and len(open_) > 1 and job_queue.can_send(backbone, report):
-        return done | job_queue.run(
-            work, {job.name: job for job in open_}, backbone=backbone, jobs=jobs, folder=home,
-            report=report, what="Training", unit="cells",
-        )  # fmt: skip
-    for job in open_:
-        many = "no" if job.shots == 0 else job.shots or "all"
-        report.note(f"{job.contender.text}, {many} rows a label, seed {job.seed}")
-        # The members of a cell that is alone may be trained side by side.
-        own = partial(_train_cell, task, rows, {**common, "jobs": jobs})
-        done[job.name] = own(backbone, home, job.name, job, report)
-    return done
+    try:
+        if jobs > 1 and len(open_) > 1 and job_queue.can_send(backbone, report):
+            return done | job_queue.run(
+                work, {job.name: job for job in open_}, backbone=backbone, jobs=jobs, folder=home,
+                report=report, what="Training", unit="cells",
+            )  # fmt: skip
+        for job in open_:
+            many = "no" if job.shots == 0 else job.shots or "all"
+            report.note(f"{job.contender.text}, {many} rows a label, seed {job.seed}")
+            # The members of a cell that is alone may be trained side by side.
+            own = partial(_train_cell, task, rows, {**common, "jobs": jobs})
+            done[job.name] = own(backbone, home, job.name, job, report)
+        return done
+    finally:
+        zero_shot.forget(backbone)
 
 
 def _found(
@@ -330,6 +334,7 @@ def _train_cell(
     report: Reporter,
 ) -> dict[str, Any]:
     home = folder / name if folder else None
+    zero_shot.share(backbone)  # here, as the cell may be in a process of its own
     run = train(
         task, rows, backbone=backbone, run=home, resume=home is not None and home.exists(), report=report,
         **job.arguments(), **common,

@@ -24,7 +24,7 @@ from promptforge.progress import Mute, Reporter
 from promptforge.remote import publishing
 from promptforge.selection import DemonstrationSelector, fit_selector, warn_samples
 from promptforge.task import Task
-from promptforge.tuning import processes
+from promptforge.tuning import processes, zero_shot
 from promptforge.tuning.backends import Backend, started
 from promptforge.tuning.loop import Trained
 from promptforge.tuning.members import Ensemble, HeadModel
@@ -228,8 +228,11 @@ def train(
             by: dict[str, dict[str, AnyEvaluation]] = {}
             said: dict[str, dict[str, Probabilities]] = {"zero-shot": {}, "tuned": {}}
             if untrained is not None:
-                what = f"Zero-shot on {split}"
-                by["zero-shot"] = untrained.evaluate(examples, what, keep=said["zero-shot"])
+                what, asked = f"Zero-shot on {split}", zero_shot.key(tuner, told, split)
+                by["zero-shot"] = untrained.evaluate(
+                    examples, what, keep=said["zero-shot"], known=zero_shot.recall(backbone, asked)
+                )
+                zero_shot.keep(backbone, asked, said["zero-shot"])
             what = f"Measuring on {split}"
             by["tuned"] = classifier.evaluate(examples, what, keep=said["tuned"])
             made.results[split] = by
