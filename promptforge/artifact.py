@@ -44,7 +44,7 @@ from promptforge.backbone.dtypes import cast, dtype_of
 from promptforge.backbone.weights import Weights
 from promptforge.classifier import Classifier
 from promptforge.data import Example
-from promptforge.errors import PromptForgeError, UserError
+from promptforge.errors import PromptForgeError, UserError, listed
 from promptforge.exits.exits import end_of
 from promptforge.exits.model import ExitModel
 from promptforge.folders import whole
@@ -266,7 +266,10 @@ def open_parts(
         inner = folder / MEMBERS / WRAPPING[data["kind"]]
         return open_parts(inner, backbone=backbone, report=report, alike=alike, **options)
     if data["kind"] == "ensemble":
-        raise UserError(f"{folder} is an ensemble: name one of its members' folders.")
+        members = [str(folder / MEMBERS / name) for name in data["shares"]]
+        raise UserError(
+            f"{folder} is an ensemble: name one of its members' folders, {listed(members)}."
+        )
     return _parts(folder, data, backbone, report or Reporter(), options, alike)
 
 
@@ -276,11 +279,14 @@ def _read(
     data = header(folder)
     if data["kind"] == "ensemble":
         members: dict[str, Classifier] = {}
-        # Members may be of several models: the one that is given is the first one's.
-        loaded = {} if backbone is None else {_tuned_from(folder): backbone}
+        # Members may be of several models, of which one is given.
+        loaded: dict[str, Backbone] = {}
+        if backbone is not None:
+            known = backbone.checksum
+            loaded[known if known in tuned_from(folder) else _first(folder)] = backbone
         for name in data["shares"]:
             home = folder / MEMBERS / name
-            key = _tuned_from(home)
+            key = _first(home)
             members[name] = _read(home, loaded.get(key), report, options)
             if (made := _backbone_of(members[name])) is not None:
                 loaded.setdefault(key, made)
@@ -422,16 +428,25 @@ def _is_cast(backbone: Backbone) -> bool:
     return own is not None and dtype_of(own) != backbone.model.dtype
 
 
-def _tuned_from(folder: Path) -> str:
-    """The checksum of the model that an artifact was tuned from; of an ensemble, its first member's."""
+def tuned_from(path: str | Path) -> list[str]:
+    """The checksums of the models that an artifact's parts were tuned from, each once, in their order.
+
+    Raises:
+        UserError, PromptForgeError: as `load`.
+    """
+    folder = found(path)
     data = header(folder)
     if data["kind"] == "ensemble":
-        return _tuned_from(folder / MEMBERS / next(iter(data["shares"])))
+        own = [sum_ for name in data["shares"] for sum_ in tuned_from(folder / MEMBERS / name)]
+        return list(dict.fromkeys(own))
     if inner := WRAPPING.get(data["kind"]):
-        return _tuned_from(folder / MEMBERS / inner)
+        return tuned_from(folder / MEMBERS / inner)
     with undamaged(folder):
-        checksum: str = data["backbone"]["sha256"]
-    return checksum
+        return [data["backbone"]["sha256"]]
+
+
+def _first(folder: Path) -> str:
+    return tuned_from(folder)[0]
 
 
 def _backbone_of(classifier: Classifier) -> Backbone | None:

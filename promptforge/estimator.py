@@ -25,6 +25,7 @@ from promptforge.classifier import Classifier
 from promptforge.data import Example, Row
 from promptforge.errors import UserError, did_you_mean, listed
 from promptforge.estimator_input import (
+    as_class_weights,
     as_examples,
     as_indicator,
     as_labels,
@@ -100,7 +101,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             names to templates. Texts have the column `text`; other columns are not read.
         words: label -> its words, or the words of each label in the order of `classes_` (for
             `VotingClassifier` and others that hand on numbers for labels); each label's own
-            name by default. With several labels a row those of `yes` and `no`.
+            name by default. With several labels a row those of the answers: `{"yes": ..., "no": ...}`.
         labels: the names of the columns of such a `y`; those of a table by default.
         model: a packaged model, a folder or a Hugging Face id.
         strategy, method, verbalizer, demonstrations: components by name; their options are in
@@ -243,7 +244,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             dev = as_examples(dev_rows, y_dev, task, "X_dev")
         seed = self.random_state
         if not isinstance(seed, Integral):
-            seed = check_random_state(seed).randint(2**31)
+            try:
+                seed = check_random_state(seed).randint(2**31)
+            except ValueError:
+                raise UserError(
+                    f"random_state is {seed!r}: give a whole number, a numpy RandomState or None."
+                ) from None
         if not dev and self.dev_share:
             kept, held = self._split(y, None if sets else y, int(seed))
             dev = [examples[i] for i in held]
@@ -257,8 +263,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if X_unlabeled is not None:
             unlabeled = columns(as_rows(X_unlabeled, "X_unlabeled"), task.inputs, "X_unlabeled")
         class_weight = by_label(self.class_weight)
-        if isinstance(class_weight, Mapping):
-            class_weight = {written(label): float(w) for label, w in class_weight.items()}
+        if class_weight is not None and not isinstance(class_weight, str):
+            class_weight = as_class_weights(class_weight)
         components, settings = self._components(), self._settings()
         policy = components.pop("exit-policy", None)
         with _alone:
@@ -364,7 +370,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         made._read_with = {**read_with, **given}
         made.classes_ = np.asarray(about["classes"], dtype=np.dtype(about["dtype"]))
         made.task_ = about["task"]
-        made.classifier_ = made._read(path)
+        made.classifier_ = made._read(path, moved=bool(model))
         return made
 
     # --- the parts ------------------------------------------------------------------------
@@ -373,7 +379,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if len(set(labels)) < len(labels):
             raise UserError(f"y has two labels that are written the same: {listed(labels)}.")
         task = Task.inline(
-            as_templates(self.templates), labels=as_words(self.words, labels), multi_label=sets
+            as_templates(self.templates),
+            labels=as_words(self.words, labels, answers=sets is not None),
+            multi_label=sets,
         )
         check_values(rows, task.inputs, "X")
         task.check(rows[0])
@@ -393,6 +401,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             name: getattr(self, name)
             for name in ("steps", "batch_size", "learning_rate", "patience")
         }
+        if not isinstance(self.settings, Mapping | None):
+            raise UserError(
+                f"settings is a {type(self.settings).__name__}: give a mapping, settings={{'warmup': 0.1}}."
+            )
         if twice := sorted(own.keys() & (self.settings or {})):
             raise UserError(f"settings: {listed(twice)} is a parameter of its own; set it there.")
         return Settings.of(**own, **(self.settings or {}))
@@ -458,10 +470,14 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 state["classifier_"] = packed(state["classifier_"])
         return state
 
-    def _read(self, folder: str | Path) -> Classifier:
+    def _read(self, folder: str | Path, moved: bool = False) -> Classifier:
         as_fitted = type(self)(**self._read_with)
         with _alone:
-            made = artifact.load(folder, backbone=as_fitted._backbone())
+            backbone: Backbone | None = as_fitted._backbone()
+            assert backbone is not None
+            if not moved and backbone.checksum not in artifact.tuned_from(folder):
+                backbone = None  # a strategy tuned another model in its place
+            made = artifact.load(folder, backbone=backbone, device=as_fitted.device)
             if name := as_fitted.exit_policy:
                 set_policy(made, build("exit-policy", name, **as_fitted._own("exit-policy")))
             return made

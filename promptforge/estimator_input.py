@@ -187,6 +187,18 @@ def as_weights(given: Any, rows: int) -> NDArray[np.float64]:
     return weights
 
 
+def as_class_weights(given: Any) -> dict[str, float]:
+    """Label -> weight, of the parameter `class_weight`."""
+    try:
+        return {written(label): float(weight) for label, weight in given.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"class_weight is {given!r}: write 'balanced', or label -> weight, class_weight={{'spam': 2.0}}."
+        ) from None
+
+
 def by_label(given: Any) -> Any:
     """A pandas Series as the mapping it stands for, of its index to its values; else as it is."""
     return given.to_dict() if hasattr(given, "to_dict") else given
@@ -195,11 +207,21 @@ def by_label(given: Any) -> Any:
 def as_words(
     given: Mapping[Any, str | Sequence[str]] | Sequence[str | Sequence[str]] | None,
     labels: Sequence[str],
+    answers: bool = False,
 ) -> dict[str, list[str]]:
-    """Label -> words, in the order of `labels`; each label's own name where none are given."""
+    """Label -> words, in the order of `labels`; each label's own name where none are given.
+
+    Args:
+        answers: the labels are the answers to questions, whose order nobody has seen.
+    """
     given = by_label(given)
     if given is None:
         return {label: [label] for label in labels}
+    if answers and not isinstance(given, Mapping):
+        raise UserError(
+            "words: with several labels a row they are those of the answers to each question: write "
+            "{'yes': 'good', 'no': 'bad'}."
+        )
     if isinstance(given, set | frozenset):
         raise UserError("words is a set, which has no order: write {label: words}.")
     if isinstance(given, str):
@@ -224,6 +246,8 @@ def _words(given: str | Iterable[str]) -> list[str]:
     """The words of one label; those of a set are sorted, so that they are the same every time."""
     if isinstance(given, str):
         return [given]
+    if not isinstance(given, Iterable) or not all(isinstance(word, str) for word in given):
+        raise UserError(f"words: {given!r}: give each label a word or several, as texts.")
     return sorted(given) if isinstance(given, set | frozenset) else list(given)
 
 

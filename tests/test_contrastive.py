@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +163,9 @@ def test_what_does_not_fit_is_told() -> None:
     with pytest.raises(UserError, match="'contrastive' reads the text alone"):
         strategy = build("strategy", "contrastive")
         strategy.check_tuner(made.with_(demonstrations=build("demonstrations", "random")))
+    with pytest.raises(UserError, match="model=gpt2 is tuned from itself"):
+        started = made.with_(init_from="runs/one")
+        build("strategy", "contrastive", model="gpt2").check_tuner(started)
     with pytest.raises(UserError, match="strategy 'contrastive'"):
         task, rows, backbone = made.task, plain.of_every_label(made).train, made.backbone
         train(task, rows, backbone=backbone, strategy="contrastive", exits="joint")
@@ -308,12 +312,26 @@ def test_they_vote_in_every_generation_of_ipet(monkeypatch: pytest.MonkeyPatch) 
                      {"g1-b-1", "contrastive-1"}, {"g1-a-1", "contrastive-1"}]  # fmt: skip
 
 
+def test_runs_that_join_share_no_training(tmp_path: Path) -> None:
+    """PET's own repetitions have seeds 1,000 apart, and so have the ensemble's."""
+    own = {**QUICK, "repetitions": 2}
+    strategy = build("strategy", "ensemble", repetitions=2, also=["pet"], also_options={"pet": own})
+    strategy.train(pet_tuner(folder=tmp_path))
+    told = [
+        json.loads(path.read_text(encoding="utf-8"))["sha256"]
+        for run in ("pet-1", "pet-2")
+        for path in (tmp_path / "members" / run).glob("members/*/artifact.json")
+    ]
+    assert len(told) > 6 and len(set(told)) == len(told)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"also": ["contrastiv"]}, "Did you mean 'contrastive'"),
         ({"also": ["contrastive", "contrastive"]}, "also has 'contrastive' twice"),
         ({"also": ["pet"]}, "also has itself"),
+        ({"also": ["lm-bff"]}, "'lm-bff' has 2 candidates to rank and no development rows"),
         ({"also": ["priming"]}, "choose them with --demonstrations"),
         ({"also_options": {"contrastive": {}}}, "also_options has 'contrastive'"),
         ({"also": ["contrastive"], "also_options": {"contrastive": {"pool": 1}}}, "pool"),

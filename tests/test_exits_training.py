@@ -268,6 +268,41 @@ def test_groups_and_steps_on_the_way_are_refused() -> None:
         train(long.task, long.train, backbone=backbone, exits="joint", settings=FAST)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "told"),
+    [("prompt", "one token"), ("pet", "one token"), ("ensemble", "makes a group of them"), ("finetune", "")],
+)  # fmt: skip
+def test_what_can_have_no_exits_is_refused_before_it_is_trained(
+    strategy: str, told: str, tmp_path: Path
+) -> None:
+    long = plain.of_every_label(plain.tuner(plain.fresh("bert"), tokens=2))
+    made = build("strategy", strategy, **({"final": "prompt"} if strategy == "pet" else {}))
+    options: dict[str, Any] = {
+        "backbone": long.backbone, "strategy": made, "exits": "two-stage", "run": tmp_path / "run",
+        "settings": FAST, "unlabeled": plain.rows(30, 34), "compare_untrained": False,
+    }  # fmt: skip
+    if not told:  # a head reads no words
+        assert isinstance(train(long.task, long.train, **options).classifier, ExitModel)
+        return
+    with pytest.raises(UserError, match=told):
+        train(long.task, long.train, **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "pfeiffer"])
+def test_dropout_of_the_method_in_a_training_without_any(method: str) -> None:
+    some = plain.of_every_label(plain.tuner(plain.fresh("bert")))
+    dropping = build("method", method, dropout=0.5)
+    with pytest.raises(UserError, match=rf"dropout=false .* method '{method}' asks"):
+        train(
+            some.task,
+            some.train,
+            backbone=some.backbone,
+            method=dropping,
+            settings=Settings(dropout=False),
+        )
+
+
 # --- as typed -------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,17 @@ def test_a_model_in_bfloat16_learns_by_small_steps(
         artifact.load(tmp_path / "made", backbone=backbone).predict_proba(rows) == expected
     ).all()
     backbone.apply(None)
+
+
+@pytest.mark.parametrize(("method", "warned"), [("all", True), ("houlsby", True), ("lora", False)])
+def test_the_models_own_weights_in_half_precision_are_warned_of(method: str, warned: bool) -> None:
+    backbone = tiny.fresh("bert")
+    backbone.model.bfloat16()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        adding.trained(adding.tuner(backbone, method))
+    said = ["Weights in bfloat16 are trained" in str(w.message) for w in told]
+    assert any(said) == warned
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3", "pfeiffer", "all-parts"])

@@ -294,3 +294,13 @@ def test_the_command_resumes_and_says_where_it_started(
         *base[:-1], "houlsby", "--pattern", "it-was", "--init-from", "one", "--run", "three"
     )
     assert ran.code == 2 and "it was tuned by method 'pfeiffer'" in " ".join(ran.err.split())
+
+
+@pytest.mark.parametrize("strategy", ["zero-shot", "priming"])
+def test_what_trains_nothing_starts_from_nothing(
+    strategy: str, command: Command, reviews: Path, tiny_model: Folder
+) -> None:
+    asked = ("train", reviews, "--model", tiny_model("bert"), "--run", "r", "--strategy", strategy)
+    ran = command(*asked, "--demonstrations", "random", "--init-from", "nowhere")
+    assert ran.code == 2 and "leave out --init-from nowhere" in ran.err
+    assert not Path("r").exists()

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from promptforge import PromptModel, UserError, artifact, load_model, merge
+from promptforge.tuning.members import Ensemble
 from promptforge.tuning.tuner import Member
 from tests import adding
 
@@ -145,6 +146,12 @@ def test_a_head_and_a_folder_in_use(tiny_model: Folder, tmp_path: Path) -> None:
         merge(tmp_path / "head", tmp_path)
     with pytest.raises(UserError, match="no artifact"):
         merge(tmp_path, tmp_path / "m")
+    two = Ensemble({name: tuner.untrained() for name in ("a", "b")}, {"a": 1.0, "b": 1.0})
+    artifact.save(two, tmp_path / "two")
+    with pytest.raises(
+        UserError, match=f"one of its members' folders, '{tmp_path}/two/members/a', "
+    ):
+        merge(tmp_path / "two", tmp_path / "m")
 
 
 def test_the_command(command: Command, tiny_model: Folder, reviews: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from test_scale import folder as stars_folder
 from torch import Tensor
 
-from promptforge import Example, PromptModel, Settings, Task, Template, UserError, train
+from promptforge import Example, PromptModel, Scale, Settings, Task, Template, UserError, train
 from promptforge.plugins import build
 from promptforge.tuning import loop, mixed
 from promptforge.tuning.loop import Target
@@ -267,6 +268,16 @@ def test_what_cannot_be_trained_together() -> None:
     empty = [*tasks(), TaskExamples(task("none", FILM, "{{ text }} {{ mask }}"))]
     with pytest.raises(UserError, match="'none' has no rows"):
         train_together(empty, backbone=backbone)
+    film, length = tasks()[:2]
+    strange = Example({"text": "a film"}, "neutral", 7)
+    for name in ("train", "dev", "test"):
+        wrong = replace(film, **{name: [*getattr(film, name), strange]})
+        with pytest.raises(UserError, match=r"rows of the task 'film': .*row 7.*'neutral'"):
+            train_together([wrong, length], backbone=backbone)
+    stars = Task.inline([Template("{{ text }} {{ mask }}")], labels=FILM, name="stars")
+    numbers = replace(stars, scale=Scale(1, 5))
+    with pytest.raises(UserError, match="rows of the task 'stars': row 1 has no number"):
+        train_together([film, TaskExamples(numbers, rows(FILM, 4))], backbone=backbone)
     assert all(p.requires_grad for p in backbone.model.parameters())
 
 

@@ -16,10 +16,12 @@ from promptforge_multitask.holdout import normalised, split
 from promptforge_multitask.mixture import TaskExamples, apportioned, mixture, shares
 from promptforge_multitask.model import MultiTaskPromptModel
 from promptforge_multitask.objective import MixedObjective
+from promptforge_multitask.run import train_multitask
 
 from promptforge import (
     Example,
     PromptModel,
+    Scale,
     Settings,
     Task,
     Template,
@@ -202,6 +204,31 @@ def test_what_is_not_certain_is_refused() -> None:
     with pytest.raises(UserError, match="one learning rate"):
         model = MultiTaskPromptModel(tiny.backbone("bert"))
         model.fit([film, length], settings=Settings(learning_rate=[1e-3, 1e-4]))
+    strange = replace(film, train=[*film.train, Example({"text": "x"}, "neutral", 13)])
+    with pytest.raises(UserError, match=r"rows of the task 'film': .*row 13.*'neutral'"):
+        model.fit([strange, length])
+
+
+def test_other_numbers_are_another_training(tmp_path: Path) -> None:
+    """They may stand beside the row, in which nothing tells of them."""
+    words = Task.inline([Template("{{ text }} {{ mask }}", name="p")], labels=FILM, name="stars")
+    stars = replace(words, scale=Scale(0, 10))
+
+    def run(*values: float, **options: Any) -> Any:
+        some = [
+            Example({"text": t}, ("bad", "good")[v > 5], i + 1, value=v)
+            for i, (t, v) in enumerate(zip(tiny.corpus(), values, strict=False))
+        ]
+        model = MultiTaskPromptModel(tiny.backbone("bert"))
+        return train_multitask(
+            model, [TaskExamples(stars, some, [], [])], settings=Settings(steps=2),
+            run=tmp_path / "run", **options,
+        ).model.identity  # fmt: skip
+
+    first = run(9, 8, 1, 0)
+    assert run(9, 8, 1, 0, resume=True) == first
+    with pytest.raises(UserError, match="begun with other rows: 'train of stars'"):
+        run(6, 6, 4, 4, resume=True)
 
 
 # --- the model -----------------------------------------------------------------------------

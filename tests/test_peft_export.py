@@ -230,6 +230,18 @@ def test_what_was_not_tuned_has_nothing_to_export(tiny_model: Folder, tmp_path: 
         export(tmp_path / "a", tmp_path / "peft")
 
 
+@pytest.mark.parametrize("method", ["prompt-tuning", "lora"])
+def test_an_adapter_of_what_a_run_tuned_says_what_it_belongs_to(
+    method: str, tiny_model: Folder, tmp_path: Path
+) -> None:
+    first = adding.tuner(load_model(str(tiny_model("gpt2"))), "lora", targets="all")
+    artifact.save(adding.trained(first), tmp_path / "run")
+    made = exported(tmp_path, tmp_path / "run", method)
+    assert any(f"promptforge merge {tmp_path / 'run'} FOLDER" in said for said in made[2])
+    config = peft.PeftConfig.from_pretrained(tmp_path / "peft")
+    assert config.base_model_name_or_path == str(tmp_path / "run")
+
+
 def test_the_command(command: Callable[..., Any], tiny_model: Folder, tmp_path: Path) -> None:
     exported(tmp_path, tiny_model("gpt2"), "prompt-tuning")
     ran = command("export", tmp_path / "a", tmp_path / "peft2")

@@ -41,6 +41,8 @@ def test_soft_tokens_that_no_method_trains_are_warned_of() -> None:
         ("{{ text }} {{ mask }}", {"init": "text"}, ["init=text", "option text"]),
         ("{{ text }} {{ soft(n=2) }} {{ mask }}", {"init": "labels"}, ["init and text", "tokens=10"]),
         ("{{ text }} {{ mask }}", {"text": "good or bad"}, ["init is vocabulary", "init=text"]),
+        ("{{ text }} {{ mask }}", {"init": "text", "text": "\u200b"}, ["no token for text='\\u200b'", "words"]),
+        ('{{ text }} {{ soft("\u200b") }} {{ mask }}', {}, ["soft prompt", "no token", "number of tokens"]),
         ("{{ text }} {{ mask }}", {"tokens": 70}, ["70 soft tokens", "takes 64"]),
         ("{{ soft(n=70) }} {{ text }} {{ mask }}", {}, ["70 soft tokens", "takes 64"]),
         ('{{ soft(n=3, id="a") }} {{ text }} {{ soft(n=2, id="a") }} {{ mask }}', {},

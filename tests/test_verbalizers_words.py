@@ -182,6 +182,9 @@ def test_a_words_file_becomes_an_option(tmp_path: Path) -> None:
         made = bound("knowledgeable", backbone, {"x": [a], "y": [b]}, words_file=str(path))
         assert made.words == {"x": [a, c], "y": [b, d]}
         assert made.words_file is None and made.more == {"x": [c, long, a], "y": [d]}
+        more = {"x": [d]}  # beside the file's
+        made = build("verbalizer", "knowledgeable", words_file=str(path), more=more)
+        assert made.more == {"x": [c, long, a, d], "y": [d]}
     with pytest.raises(UserError, match=r"words file .*missing\.txt cannot be read"):
         build("verbalizer", "knowledgeable", words_file=str(tmp_path / "missing.txt"))
     lines.write_text("no colon", encoding="utf-8")

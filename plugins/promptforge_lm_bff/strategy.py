@@ -17,6 +17,7 @@ from promptforge.template import Template
 from promptforge.template_search import search_template
 from promptforge.tuning.rerank import check_takes
 from promptforge.tuning.scores import dev_score
+from promptforge.tuning.strategy import Made
 from promptforge.tuning.tuner import Member, Tuner
 
 
@@ -45,6 +46,11 @@ class LmBff(Strategy):
     top: int = Field(100, ge=1, description="Words per label that the word search combines.")
 
     @property
+    def makes(self) -> Made:
+        """The best prompt; its words may be found yet."""
+        return "" if self.assignments or self.templates else "prompt"
+
+    @property
     def demonstrates(self) -> bool:
         """Whether `demonstrate` is on."""
         return self.demonstrate
@@ -65,11 +71,6 @@ class LmBff(Strategy):
             candidates = self._with_words(tuner, task)
         if self.demonstrate:
             tuner = self._demonstrating(tuner)
-        if len(candidates) > 1 and not tuner.dev:
-            raise UserError(
-                f"strategy 'lm-bff' has {len(candidates)} candidates to rank and no development rows: "
-                "give --dev, or --shots, or one pattern with --pattern."
-            )
         targets = tuner.targets()
         made = tuner.members(
             [
@@ -83,9 +84,16 @@ class LmBff(Strategy):
         return made[max(scores, key=lambda name: scores[name])]
 
     def check_tuner(self, tuner: Tuner) -> None:
-        """Raise a `UserError` where the verbalizer cannot read what a search would find, both no
-        demonstrations are asked for and some, or `filter` has none to sample."""
+        """Raise a `UserError` where there are candidates to rank and no development rows, the verbalizer
+        cannot read what a search would find, both no demonstrations are asked for and some, or
+        `filter` has none to sample."""
         super().check_tuner(tuner)
+        candidates = (self.templates or len(tuner.task.patterns)) * (self.assignments or 1)
+        if candidates > 1 and not tuner.dev:
+            raise UserError(
+                f"strategy 'lm-bff' has {candidates} candidates to rank and no development rows: "
+                "give --dev, or --shots, or one pattern with --pattern."
+            )
         if tuner.demonstrations is not None and not self.demonstrate:
             raise UserError(
                 "strategy 'lm-bff' with demonstrate=false shows no demonstrations: leave out "

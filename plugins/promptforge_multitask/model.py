@@ -28,6 +28,7 @@ from promptforge.tuning import processes
 from promptforge.tuning.loop import Trained, Training
 from promptforge.tuning.run import ARTIFACT, find_artifact
 from promptforge.tuning.scores import dev_score
+from promptforge.tuning.train import check_truth
 from promptforge_multitask.holdout import split
 from promptforge_multitask.mixture import CAP, Draw, TaskExamples, mixture
 from promptforge_multitask.objective import MixedObjective
@@ -122,6 +123,9 @@ class MultiTaskPromptModel(Savable):
             self.report.warn(f"{name}: {count} rows share a text with test rows and are left out.")
         rows: dict[str, Sequence[Example]] = {}
         dev: dict[str, list[Example]] = {}
+        for one in data:
+            splits = {"training": one.train, "dev": one.dev, "test": one.test}
+            check_truth(one.task, splits, f" of the task {one.name!r}")
         for one in seen:
             own = list(one.dev)
             rows[one.name] = one.train
@@ -299,7 +303,8 @@ class MultiTaskPromptModel(Savable):
         """A hash of all that decides what the model becomes."""
 
         def plain(example: Example) -> list[Any]:
-            return [sorted(map(str, example.row.items())), example.label]
+            told = [sorted(map(str, example.row.items())), example.label]
+            return told if example.value is None else [*told, example.value]
 
         told = {
             "draws": [[d.task, d.pattern, *plain(d.example)] for d in draws],

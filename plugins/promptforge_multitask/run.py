@@ -14,6 +14,7 @@ from promptforge.classifier import ENSEMBLE
 from promptforge.evaluation import AnyEvaluation
 from promptforge.remote import publishing
 from promptforge.tuning import processes
+from promptforge.tuning.plan import digests
 from promptforge.tuning.run import RESULTS, RunFolder
 from promptforge_multitask.mixture import TaskExamples
 from promptforge_multitask.model import MultiTaskPromptModel
@@ -102,7 +103,12 @@ def train_multitask(
         "seed": seed,
         **(config or {}),
     }
-    with folder.opened(resolved, resume=resume) if folder else nullcontext():
+    rows = {
+        f"{name} of {one.name}": digest
+        for one in data
+        for name, digest in digests({"train": one.train, "dev": one.dev}).items()
+    }
+    with folder.opened(resolved, resume=resume, rows=rows) if folder else nullcontext():
         processes.wait(model.backbone.device)
         began = time.perf_counter()
         model.fit(

@@ -16,6 +16,7 @@ from promptforge.backbone import Addition
 from promptforge.folders import whole
 from promptforge.progress import Reporter
 from promptforge.template import OPENING
+from promptforge.tuning.run import find_artifact
 from promptforge_peft.additions import CONFIG, TENSORS
 from promptforge_peft.prompts import alike, sees_all, turned
 
@@ -89,8 +90,18 @@ def export(
         else:
             repeats = found.data["kind"] != "generator"  # as the prompts of classifiers are read
             _write(found.backbone, added, draft, str(path), repeats, report)
+    _warn_of_base(found.backbone, report)
     artifact_files.warn_left_behind(path, found.tensors, "the adapter", report)
     return folder
+
+
+def _warn_of_base(backbone: Backbone, report: Reporter) -> None:
+    """Warn where the adapter belongs to a model that peft cannot load by its name."""
+    if find_artifact(backbone.source["name"]) is not None:
+        report.warn(
+            f"The adapter was tuned on what {backbone.name} had tuned, a run that peft does not read: write that "
+            f"with 'promptforge merge {backbone.name} FOLDER', and load the adapter on FOLDER."
+        )
 
 
 def _unlike(path: object, added: Addition) -> UserError:
@@ -111,6 +122,7 @@ def _write(
         try:
             with torch.no_grad():
                 weight.copy_(values)
+            config.base_model_name_or_path = backbone.name  # peft names what a run has tuned since
             model.save_pretrained(folder)
         finally:
             for parameter, flag in flags:

@@ -34,6 +34,15 @@ _REFUSED = {
 }
 #: Those of them that run once they are trained.
 _RUN = {"ADALORA"}
+#: Options that do nothing without calls that peft leaves to whoever trains, in any configuration.
+_NEED_CALLS = {
+    "kasa_config": "adds to the loss what a training asks the model for",
+    "monteclora_config": "adds to the loss what a training asks the model for",
+    "use_asa": "changes what is trained by a callback in the training",
+    "use_qalora": "is for a model of whole numbers, which this is not",
+    "init_lora_weights=eva": "starts from a pass over data that peft makes by itself",
+    "init_lora_weights=lora_ga": "starts from a pass over data that peft makes by itself",
+}
 #: First values by name. Other starts (PiSSA, OLoRA) change the model's own matrices too.
 STARTS = {"eva", "gaussian", "kaiming_uniform", "lycoris", "orthogonal", "xavier_uniform"}
 
@@ -92,6 +101,11 @@ def config_of(kind: str, options: Mapping[str, Any]) -> PeftConfig:
                 f"peft's {kind!r} has no option {option!r}.{did_you_mean(option, known)} Its options: "
                 f"{listed(known, 60)}."
             )
+        for name in (option, f"{option}={options[option]}"):
+            if name in _NEED_CALLS and options[option] not in (None, False):
+                raise UserError(
+                    f"peft's {kind!r}: {name} {_NEED_CALLS[name]}, and would do nothing here: leave it out."
+                )
     try:
         return found(**options)
     except (TypeError, ValueError) as error:

@@ -100,6 +100,17 @@ class PeftMethod(TuningMethod):
         return made
 
 
+def _check_patterns(options: Mapping[str, Any], targets: Sequence[str], who: str) -> None:
+    """Raise a `UserError` for a rank or alpha of matrices that are not among the targets."""
+    for option in ("rank_pattern", "alpha_pattern"):
+        for pattern in options.get(option) or {}:
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in targets):
+                raise UserError(
+                    f"method {who!r}: {option} has {pattern!r}, and no matrix that is tuned ends so: "
+                    f"{listed(list(targets), 40)}."
+                )
+
+
 class LoRA(PeftMethod):
     """Low-rank matrices added to the model's own: `W + (alpha / rank) B A` (Hu et al. 2022).
 
@@ -132,6 +143,7 @@ class LoRA(PeftMethod):
                     f"and leave {name} out{other}."
                 )
         targets = matrices(backbone, self.targets, self.layers, self.name)
+        _check_patterns(self.options, targets, self.name)
         return config_of(
             "lora",
             {
@@ -212,6 +224,7 @@ class Peft(PeftMethod):
                     )
                 own = matrices(backbone, self.targets, [], self.name)
                 options["target_modules"] = own
+                _check_patterns(options, own, self.name)
         if "feedforward_modules" in known:
             options.setdefault("feedforward_modules", [])
         if "fan_in_fan_out" in known and "fan_in_fan_out" not in options:

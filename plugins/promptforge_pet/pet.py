@@ -14,6 +14,7 @@ from promptforge.components import changed
 from promptforge.tuning.loop import Target
 from promptforge.tuning.scores import dev_score
 from promptforge.tuning.settings import Settings
+from promptforge.tuning.strategy import Made
 from promptforge.tuning.tuner import Member, Tuner
 from promptforge_pet.votes import Array, combined
 
@@ -124,6 +125,11 @@ class Pet(GroupStrategy):
                 f"strategy {self.name!r}: final_model={self.final_model} is trained from itself, and what "
                 "--init-from names is of the run's model. Leave one of the two out."
             )
+
+    @property
+    def makes(self) -> Made:
+        """The final model."""
+        return self.final
 
     def trains_patterns(self, tuner: Tuner) -> bool:
         """Whether patterns are tuned before the final model is; else they label as they are."""

@@ -168,6 +168,11 @@ def template_tokens(prompts: Sequence[Encoded]) -> dict[str, list[int]]:
     for prompt in prompts:
         for slot in prompt.soft:
             ids = list(prompt.ids[slot.start : slot.start + slot.length])
+            if not ids:
+                raise UserError(
+                    f"The soft prompt {slot.key!r} starts from a text of which the model has no token: give it "
+                    "one with words, or a number of tokens."
+                )
             if len(found.setdefault(slot.key, ids)) != len(ids):
                 raise UserError(
                     f"The soft prompt {slot.key!r} has {len(found[slot.key])} tokens in one place and "

@@ -40,6 +40,15 @@ class Contrastive(Finetune):
         "(minilm) beside prompts of a language model.",
     )
 
+    def check_tuner(self, tuner: Tuner) -> None:
+        """Raise a `UserError` where demonstrations were asked for, or what another model cannot start from."""
+        super().check_tuner(tuner)
+        if tuner.init_from and self.model not in ("", tuner.backbone.source["name"]):
+            raise UserError(
+                f"strategy {self.name!r}: model={self.model} is tuned from itself, and what --init-from "
+                "names is of the run's model. Leave one of the two out."
+            )
+
     def train(self, tuner: Tuner) -> Classifier:
         """The regression and the tuned model under it."""
         own = tuner.on(self.model)

@@ -11,6 +11,7 @@ from promptforge import Classifier, GroupStrategy, Strategy, UserError, Verbaliz
 from promptforge.plugins import build
 from promptforge.tuning.members import Ensemble
 from promptforge.tuning.scores import dev_score
+from promptforge.tuning.strategy import Made
 from promptforge.tuning.tuner import Member, Tuner
 
 
@@ -20,15 +21,25 @@ class ZeroShot(Strategy):
     name: ClassVar[str] = "zero-shot"
     needs_labelled: ClassVar[bool] = False
 
+    def check_tuner(self, tuner: Tuner) -> None:
+        """Raise a `UserError` where something to start from was named: nothing is trained."""
+        super().check_tuner(tuner)
+        if tuner.init_from:
+            raise UserError(
+                f"strategy {self.name!r} trains nothing, so it starts from nothing: leave out --init-from "
+                f"{tuner.init_from}, or read with what is there: --model {tuner.init_from}."
+            )
+
     def train(self, tuner: Tuner) -> Classifier:
         """The untrained prompt model."""
         return tuner.untrained()
 
 
-class Priming(Strategy):
+class Priming(ZeroShot):
     """No training either: labelled rows are shown in the prompt (Brown et al. 2020)."""
 
     name: ClassVar[str] = "priming"
+    needs_labelled: ClassVar[bool] = True
 
     def check_tuner(self, tuner: Tuner) -> None:
         """Raise a `UserError` where no demonstrations were asked for."""
@@ -40,10 +51,6 @@ class Priming(Strategy):
                 "priming:demonstrations=random."
             )
 
-    def train(self, tuner: Tuner) -> Classifier:
-        """The untrained prompt model with demonstrations."""
-        return tuner.untrained()
-
 
 class Finetune(Strategy):
     """Standard fine-tuning: a classification head on the whole text, and no prompt."""
@@ -54,6 +61,11 @@ class Finetune(Strategy):
     pooling: Literal["mean", "first"] = Field(
         "mean", description="What the head sees of an encoder: the mean over tokens, or the first."
     )
+
+    @property
+    def makes(self) -> Made:
+        """A head."""
+        return "head"
 
     def check_tuner(self, tuner: Tuner) -> None:
         """Raise a `UserError` where demonstrations were asked for: there is no prompt to show them."""
@@ -84,6 +96,11 @@ class PromptTuning(Strategy):
         lt=1,
         description="Share of a masked-LM loss on unlabelled rows (PET: 1e-4); masked models.",
     )
+
+    @property
+    def makes(self) -> Made:
+        """The prompt of the best pattern."""
+        return "prompt"
 
     def train(self, tuner: Tuner) -> Classifier:
         """The pattern that is best on the development rows; without any, the first."""
@@ -118,6 +135,11 @@ class EnsembleStrategy(GroupStrategy):
     )
     of: str = Field("", description="A strategy that is run `repetitions` times; none: patterns.")
     of_options: dict[str, Any] = Field(default_factory=dict, description="Its options.")
+
+    @property
+    def makes(self) -> Made:
+        """All of them."""
+        return "group"
 
     @property
     def demonstrates(self) -> bool:

@@ -78,7 +78,10 @@ class KnowledgeableVerbalizer(Verbalizer):
         # The words, not the path, become the option, so that an artifact needs no such file.
         if isinstance(values, dict) and isinstance(values.get("words_file"), str):
             found = _listed_words(Path(values["words_file"]))
-            return {**values, "words_file": None, "more": {**found, **values.get("more", {})}}
+            more = values.get("more", {})
+            if isinstance(more, dict) and all(isinstance(words, list) for words in more.values()):
+                more = {k: [*found.get(k, []), *more.get(k, [])] for k in {**found, **more}}
+            return {**values, "words_file": None, "more": more}
         return values
 
     @property

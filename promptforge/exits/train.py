@@ -92,6 +92,21 @@ def check_exits(
         )
 
 
+def check_end(training: ExitTraining | None, strategy: Strategy, tuner: Tuner) -> None:
+    """Raise a `UserError` where what a strategy ends in can have no exits, before it is trained."""
+    if not isinstance(training, TwoStage):
+        return
+    if strategy.makes == "group":
+        raise UserError(
+            f"Exits are for one tuned model, and strategy {strategy.name!r} makes a group of them: use a "
+            "strategy that ends in one (prompt, finetune, pet, ...)."
+        )
+    if strategy.makes == "prompt":
+        bare = tuner.with_(unlabeled=[], demonstrations=None)
+        for pattern in tuner.task.patterns:
+            end_of(bare.untrained(tuner.task.choose([pattern]), remember=False))
+
+
 class ExitObjective(Objective):
     """The mean loss of all earlier exits on states that were read before.
 

@@ -30,7 +30,7 @@ from promptforge.remote import publishing
 from promptforge.task import Task
 from promptforge.tuning import processes
 from promptforge.tuning.loop import Target, Trained, Training
-from promptforge.tuning.method import TuningMethod
+from promptforge.tuning.method import TuningMethod, check_dropout
 from promptforge.tuning.objectives import TunedObjective, warn_untrained
 from promptforge.tuning.plan import check_seed
 from promptforge.tuning.run import ARTIFACT_FILE, RESULTS, RunFolder
@@ -169,6 +169,7 @@ def train_generator(
     settings, decoding = settings or Settings(), decoding or Decoding()
     seed = check_seed(seed)
     made_method: TuningMethod = build("method", method) if isinstance(method, str) else method
+    check_dropout(made_method, settings)
     check(tracker)
     if dev or test:
         need_metrics()

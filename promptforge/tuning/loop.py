@@ -147,6 +147,14 @@ class Training:
         self.precision = Precision(
             settings.precision, device, {p.dtype for p in objective.parameters()}
         )
+        half = sorted({str(p.dtype) for p in self.parameters.values() if p.itemsize < 4})
+        if half:
+            name = half[0].removeprefix("torch.")
+            self.report.warn(
+                f"Weights in {name} are trained, in which steps as small as a training's round away: it learns "
+                "little or nothing. Load the model with --dtype float32 (--precision bfloat16 still computes "
+                "in bfloat16), or use a method that adds to it, such as lora."
+            )
         self.accelerator = processes.accelerator(device, unused=self._has_unused())
         self.state = Trained(parameters=sum(p.numel() for p in self.parameters.values()))
         self.best: dict[str, Tensor] | None = None

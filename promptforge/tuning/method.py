@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from promptforge.components import Component
+from promptforge.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from promptforge.backbone.addition import Addition
     from promptforge.backbone.base import Backbone
     from promptforge.encode import Encoded
+    from promptforge.tuning.settings import Settings
     from promptforge.verbalizer import Words
 
 
@@ -69,3 +71,12 @@ class TuningMethod(Component):
         from promptforge.backbone.addition import Folded
 
         return Folded.from_parts(data, tensors).to_device(backbone.device)
+
+
+def check_dropout(method: TuningMethod, settings: Settings | None) -> None:
+    """Raise a `UserError` where a method's dropout is asked for, and the training uses none."""
+    if settings is not None and not settings.dropout and getattr(method, "dropout", False):
+        raise UserError(
+            f"settings.dropout=false trains without any dropout, and method {method.name!r} asks for its own: "
+            "leave one of the two out."
+        )

@@ -14,12 +14,12 @@ from typing import Any
 from promptforge.backbone.base import Backbone
 from promptforge.data import Example, Row
 from promptforge.errors import UserError, did_you_mean
-from promptforge.exits.train import ExitTraining, Joint, check_exits, exit_training
+from promptforge.exits.train import ExitTraining, Joint, check_end, check_exits, exit_training
 from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.selection import DemonstrationSelector
 from promptforge.task import Task
-from promptforge.tuning.method import TuningMethod
+from promptforge.tuning.method import TuningMethod, check_dropout
 from promptforge.tuning.settings import Settings
 from promptforge.tuning.strategy import Strategy
 from promptforge.tuning.tracking import Tracking
@@ -138,9 +138,16 @@ def planned(
             f"row_weights has {len(row_weights)} weights, and there are {len(train)} training rows: give "
             "one for each."
         )
+    train, row_weights = _counted(train, row_weights)
     if multi:  # what is tuned answers a question about each label
         row_weights = [w for w in row_weights for _ in multi.labels]
         train, dev, unlabeled = multi.questions(train), multi.questions(dev), multi.asked(unlabeled)
+    method = build("method", method) if isinstance(method, str) else method
+    check_dropout(method, settings)
+    if samples < 1:
+        raise UserError(
+            f"samples is {samples}: give the draws of demonstrations to average, from 1."
+        )
     made: Strategy = build("strategy", strategy) if isinstance(strategy, str) else strategy
     if made.needs_classes:
         task.need_classes(f"strategy {made.name!r}")
@@ -162,7 +169,7 @@ def planned(
         dev=list(dev),
         unlabeled=list(unlabeled),
         settings=settings or Settings(),
-        method=build("method", method) if isinstance(method, str) else method,
+        method=method,
         verbalizer=build("verbalizer", verbalizer) if isinstance(verbalizer, str) else verbalizer,
         demonstrations=selector,
         samples=samples,
@@ -176,6 +183,7 @@ def planned(
         exits=at_exits if isinstance(at_exits, Joint) else None,
     )
     made.check_tuner(tuner)
+    check_end(at_exits, made, tuner)
     return Plan(tuner, made, at_exits, _config(tuner, whole, counts, made, shots, at_exits))
 
 
@@ -234,6 +242,22 @@ def _config(
         "init_from": tuner.init_from or None,
         **({"exits": named(exits)} if exits is not None else {}),
     }
+
+
+def _counted(
+    train: Sequence[Example], weights: Sequence[float]
+) -> tuple[Sequence[Example], Sequence[float]]:
+    """The rows that count, and their weights.
+
+    A row of weight 0 is learned from nowhere: no prompt shows it, no search reads it. Those of a
+    label that has no others stay.
+    """
+    if all(weights):
+        return train, weights
+    pairs = list(zip(train, weights, strict=True))
+    have = {e.label for e, weight in pairs if weight}
+    kept = [(e, weight) for e, weight in pairs if weight or e.label not in have]
+    return [e for e, _ in kept], [weight for _, weight in kept]
 
 
 def _class_weights(

@@ -39,7 +39,9 @@ class Settings(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="bfloat16 on GPUs and processors that are faster in it; else float32."
     )
-    dropout: bool = Field(True, description="Use the model's dropout while training.")
+    dropout: bool = Field(
+        True, description="Use the model's dropout, and the method's, while training."
+    )
     checkpointing: bool = Field(
         False,
         description="Compute layers again in the backward pass: less memory, more time.",

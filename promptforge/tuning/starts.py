@@ -55,6 +55,10 @@ def start_ids(
         found = [token for part in parts for token in part][:n]
         return found + _random_ids(backbone, n - len(found), seed)
     (found,) = backbone.text.ids([text])
+    if not found:
+        raise UserError(
+            f"{who}: {backbone.name} has no token for text={text!r}: give one with words."
+        )
     return [found[i % len(found)] for i in range(n)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,10 @@ from promptforge.plugins import build
 if TYPE_CHECKING:
     from promptforge.classifier import Classifier
     from promptforge.tuning.tuner import Tuner
+
+
+#: What a strategy ends in; see `Strategy.makes`.
+Made = Literal["prompt", "head", "group", ""]
 
 
 class Strategy(Component):
@@ -35,6 +39,12 @@ class Strategy(Component):
     needs_unlabeled: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
     joint_exits: ClassVar[bool] = False
+
+    @property
+    def makes(self) -> Made:
+        """What its classifier is: a prompt of one pattern with the task's words, a head on whole texts,
+        a group of models; "" where only training tells."""
+        return ""
 
     @property
     def demonstrates(self) -> bool:
@@ -114,9 +124,10 @@ class GroupStrategy(Strategy):
 
     def others(self, tuner: Tuner) -> dict[str, Classifier]:
         """The classifiers of `also`, by name and repetition: "contrastive-1"."""
+        # Far apart: a run's own repetitions are 1,000 apart, and no two runs may share a model.
         return {
             f"{name}-{r + 1}": tuner.run(
-                self._other(name), f"{name}-{r + 1}", tuner.seed + 1000 * r
+                self._other(name), f"{name}-{r + 1}", tuner.seed + 1_000_000 * r
             )
             for name in self.also
             for r in range(self.repetitions)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from promptforge.backbone.layers import all_layers
 from promptforge.data import Row
 from promptforge.encode import Encoded
+from promptforge.errors import UserError, did_you_mean, listed
 from promptforge.exits.exits import HeadEnd, mean_of_rows
 from promptforge.template import COLUMN, Part, Prompt, Sep, Soft, Text
 from promptforge.truncation import told_cuts
@@ -133,9 +134,14 @@ class Texts:
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """Rows as the model takes them."""
         made = []
-        for row in rows:
+        for number, row in enumerate(rows, start=1):
             parts: list[Part] = []
             for column in self.inputs:
+                if column not in row:
+                    raise UserError(
+                        f"Row {number} has no column {column!r}, which the model reads. It has "
+                        f"{listed(list(row)) or 'none'}.{did_you_mean(column, list(row))}"
+                    )
                 value = row[column]
                 if value is None or (isinstance(value, float) and value != value):
                     continue  # missing: there is nothing to read

@@ -26,7 +26,7 @@ from promptforge.plugins import build
 from promptforge.progress import Mute, Reporter
 from promptforge.remote import publishing
 from promptforge.tuning import processes
-from promptforge.tuning.method import TuningMethod
+from promptforge.tuning.method import TuningMethod, check_dropout
 from promptforge.tuning.mixed import (
     TaskExamples,
     TogetherObjective,
@@ -38,6 +38,7 @@ from promptforge.tuning.plan import check_seed
 from promptforge.tuning.run import ARTIFACT_FILE, RESULTS, RunFolder
 from promptforge.tuning.scores import score_of
 from promptforge.tuning.settings import Settings
+from promptforge.tuning.train import check_rows
 from promptforge.tuning.tuner import Member, Tuner
 from promptforge.verbalizer import Verbalizer
 
@@ -127,6 +128,7 @@ def train_together(
     """
     report = (report or Reporter()) if processes.is_first() else Mute()
     method = build("method", method) if isinstance(method, str) else method
+    check_dropout(method, settings)
     reader: Verbalizer = (
         build("verbalizer", verbalizer) if isinstance(verbalizer, str) else verbalizer
     )
@@ -134,7 +136,7 @@ def train_together(
     if len(grid) > 1:
         raise UserError("Tasks are trained together with one learning rate and one batch size.")
     seed = check_seed(seed)
-    drawn = [_drawn(one, shots, seed) for one in data]
+    drawn = [_drawn(one, shots, seed, report) for one in data]
     grid[0].warn_looks(report, *(one.dev for one in drawn))
     names = _folders([one.name for one in drawn])
     tuners = [_tuner(one, backbone, method, reader, grid[0], seed, report) for one in drawn]
@@ -156,7 +158,7 @@ def train_together(
     return made
 
 
-def _drawn(one: TaskExamples, shots: int | None, seed: int) -> TaskExamples:
+def _drawn(one: TaskExamples, shots: int | None, seed: int, report: Reporter) -> TaskExamples:
     """The task with one pattern and the rows that it is trained on."""
     task = one.task.choose([next(iter(one.task.patterns))])
     train, dev = list(one.train), list(one.dev)
@@ -165,6 +167,7 @@ def _drawn(one: TaskExamples, shots: int | None, seed: int) -> TaskExamples:
         dev = dev or held
     if not train:
         raise UserError(f"The task {task.name!r} has no rows to train on.")
+    check_rows(task, train, dev, one.test, (), report, of=f" of the task {task.name!r}")
     return TaskExamples(task, train, dev, one.test)
 
 

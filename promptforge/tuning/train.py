@@ -321,23 +321,21 @@ def check_rows(
     test: Sequence[Example],
     unlabeled: Sequence[Row],
     report: Reporter,
+    of: str = "",
 ) -> None:
-    """Refuse rows that nothing can be learned from; warn where rows that should be apart are the same."""
+    """Refuse rows that nothing can be learned from; warn where rows that should be apart are the same.
+
+    Args:
+        of: says whose rows they are, where there are several tasks.
+    """
     if train and task.multi_label:
-        task.multi_label.check(train, "The training table")
-    for name, examples in (("training", train), ("dev", dev), ("test", test)):
-        if task.scale is None:
-            check_labels(examples, task.classes, f"The {name} rows")
-        elif lost := next((e for e in examples if e.value is None), None):
-            raise UserError(
-                f"The {name} rows: row {lost.number} has no number: the task {task.name!r} predicts "
-                "numbers, so give each row its own as Example.value."
-            )
+        task.multi_label.check(train, f"The training table{of}")
+    check_truth(task, {"training": train, "dev": dev, "test": test}, of)
     if train and not task.multi_label and task.scale is None:
         have = {e.label for e in train}
         if lacking := [label for label in task.labels if label not in have]:
             raise UserError(
-                f"No training row has the label {listed(lacking)}; the {len(train)} rows have "
+                f"No training row{of} has the label {listed(lacking)}; the {len(train)} rows have "
                 f"{listed(sorted(have))}. Add rows, or take the label out of the task."
             )
 
@@ -349,7 +347,7 @@ def check_rows(
         shared = sum(key(e.row) in trained for e in examples)
         if shared:
             report.warn(
-                f"{shared} of {len(examples)} {split} rows are training rows too: figures on {split} are too "
+                f"{shared} of {len(examples)} {split} rows{of} are training rows too: figures on {split} are too "
                 "good to be true. Take them out of one of the two."
             )
     tested = {key(e.row) for e in test}
@@ -359,3 +357,15 @@ def check_rows(
             f"{inside} of {len(unlabeled)} unlabelled rows are test rows too. Their labels are not used, "
             "but the figures are for texts the model has seen."
         )
+
+
+def check_truth(task: Task, splits: Mapping[str, Sequence[Example]], of: str = "") -> None:
+    """Refuse labels that the task does not have, and rows without the number that it predicts."""
+    for name, examples in splits.items():
+        if task.scale is None:
+            check_labels(examples, task.classes, f"The {name} rows{of}")
+        elif lost := next((e for e in examples if e.value is None), None):
+            raise UserError(
+                f"The {name} rows{of}: row {lost.number} has no number: the task {task.name!r} predicts "
+                "numbers, so give each row its own as Example.value."
+            )

@@ -253,10 +253,16 @@ class Tuner:
             return self
         if model not in self.beside:
             self.report.note(f"Loading {model}")
-            alike = {"dtype": self.backbone.source.get("dtype", "float32")}
-            self.beside[model] = load_model(
-                model, device=str(self.backbone.device), report=self.report, **alike
-            )
+            source = self.backbone.source
+            made = load_model(
+                model, device=str(self.backbone.device), batch_tokens=self.backbone.batch_tokens,
+                dtype=source.get("dtype", "float32"), report=self.report,
+            )  # fmt: skip
+            most = source.get("max_length")
+            if most and most < made.encoder.max_length:  # its own positions may be fewer
+                made.limit(most)
+                made.source["max_length"] = most
+            self.beside[model] = made
         return self.with_(backbone=self.beside[model])
 
     # --- one training ---------------------------------------------------------------------
