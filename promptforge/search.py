@@ -7,7 +7,7 @@ are worked out block by block, so that not even one pattern's are ever held whol
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from promptforge.candidates import Candidates, most_frequent, texts_of, whole_wo
 from promptforge.classifier import check_labels
 from promptforge.components import Component
 from promptforge.data import Example, Row
-from promptforge.errors import UserError
+from promptforge.errors import UserError, listed
 from promptforge.model import PromptModel
 from promptforge.plugins import build
 from promptforge.progress import Reporter
@@ -167,6 +167,20 @@ class VerbalizerSearch(Component):
         """
 
 
+def _check_apart(found: Mapping[str, Any]) -> None:
+    """Raise a `UserError` where two labels have the same words: no prompt would tell them apart."""
+    for pattern, one in found.items():
+        seen: dict[frozenset[str], str] = {}
+        for label, scored in one.words.items():
+            words = frozenset(word for word, _ in scored)
+            if words and (other := seen.setdefault(words, label)) != label:
+                where = "" if pattern == "*" else f" of the pattern {pattern!r}"
+                raise UserError(
+                    f"The labels {other!r} and {label!r}{where} have the same words, {listed(sorted(words))}: search "
+                    "for more (--words-per-label, --candidates), or with --search lm-bff, which gives each its own."
+                )
+
+
 def search_verbalizer(
     model: PromptModel,
     train: Sequence[Example],
@@ -200,6 +214,8 @@ def search_verbalizer(
         raise UserError(
             "max_words keeps the words most frequent in unlabelled text: give that too (--unlabeled)."
         )
+    if max_words is not None and max_words < 1:
+        raise UserError(f"max_words is {max_words}: give how many words are looked at, from 1.")
     labels = model.labels
     lacking = [label for label in labels if not any(e.label == label for e in train)]
     if lacking:
@@ -234,6 +250,7 @@ def search_verbalizer(
                 p: finder.search(Evidence.of([pair], targets, labels, slot))
                 for p, pair in pairs.items()
             }
+    _check_apart(found)
     return LabelWords(
         labels=list(labels),
         patterns={

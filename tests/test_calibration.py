@@ -127,6 +127,15 @@ def test_a_label_that_is_always_said_loses_its_advantage() -> None:
     torch.testing.assert_close(batch.apply(scores[:1]), applied[:1])
 
 
+@pytest.mark.parametrize("name", ["contextual", "pmi-dc"])
+def test_a_column_that_holds_more_than_a_text(name: str) -> None:
+    made = model("bert", name, source="{{ text.inner }} It was {{ mask }}")
+    with pytest.raises(UserError, match=f"calibration '{name}' puts .* in place of every column.*'batch'"):
+        made.predict_proba([{"text": {"inner": "a film"}}])
+    with pytest.raises(UserError, match="at least 1 item"):
+        build("calibration", "contextual", inputs=[])
+
+
 def test_only_a_model_with_a_calibration_is_calibrated() -> None:
     with pytest.raises(UserError, match="no calibration to fit"):
         model("bert", None).calibrate(ROWS)

@@ -244,6 +244,23 @@ def test_a_search_says_what_it_lacks() -> None:
         search_verbalizer(model, examples(), candidats=10)
 
 
+def test_labels_with_the_same_words_are_told_by_the_search() -> None:
+    """Nothing would tell them apart: a word that every row has is the best of either label."""
+
+    class Same(VerbalizerSearch):
+        name = "same"
+
+        def search(self, evidence: Evidence) -> FoundWords:
+            return FoundWords({label: [("film", 1.0)] for label in evidence.labels})
+
+    model = PromptModel(tiny.backbone("bert"), task(IT_WAS))
+    with pytest.raises(UserError, match=r"labels 'neg' and 'pos'.* have the same words, 'film': search"):
+        search_verbalizer(model, examples(), search=Same())
+    for many in (0, -3):
+        with pytest.raises(UserError, match=f"max_words is {many}"):
+            search_verbalizer(model, examples(), max_words=many, unlabeled=[{"text": "a film"}])
+
+
 def test_the_origin_of_words_is_kept() -> None:
     model = PromptModel(tiny.backbone("gpt2"), task(IT_WAS))
     words = search_verbalizer(model, examples(), candidates=30, words_per_label=3)

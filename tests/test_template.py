@@ -224,6 +224,10 @@ def test_a_mask_cannot_be_glued_to_a_string(expression: str) -> None:
         ("{{ none }}", "missing (None)"),
         ("{{ missing }}", "missing (None)"),
         ("{{ nothing }}", "'nothing' is undefined. The row has: text, missing"),
+        ("{{ nothing }}", f"missing. It begins: {ROW['text'][:10]!r}"[:-1]),
+        ("{{ 1 // 0 }}", "ZeroDivisionError: integer division or modulo by zero. It begins: "),
+        ("{{ binary }}", "a value is bytes and no text"),
+        ("{{ range }}", "A column of that name is {{ row['range'] }}"),
         ("{{ row.nothing }}", "the row has no column 'nothing'. The row has: text, missing"),
         ("{{ row['nothing'] or '' }}", "the row has no column 'nothing'"),
         ("{% filter upper %}{{ mask }}{% endfilter %}", "mask is not a string"),
@@ -235,6 +239,7 @@ def test_a_mask_cannot_be_glued_to_a_string(expression: str) -> None:
 )  # fmt: skip
 def test_mistakes_name_file_line_and_remedy(source: str, said: str) -> None:
     row = {**ROW, "missing": None}
+    row |= {"binary": b"a film"} if "binary" in source else {}
     message = error(f"one\n\n{source}", row, words=WORDS, demos=DEMOS)
     assert message.startswith("<t>, line 3: ")
     assert said in message

@@ -129,9 +129,14 @@ def _finalize(_: Context, value: Any) -> Any:
         raise TemplateValueError(
             "a value is missing (None). Fill the column, or write {{ column or '' }}."
         )
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise TemplateValueError(
+            "a value is bytes and no text: have the column written as text, in Parquet as a string."
+        )
     if callable(value):
+        name = getattr(value, "__name__", str(value)).removeprefix("safe_")
         raise TemplateError(
-            f"{getattr(value, '__name__', value)!r} is a function: call it with ()."
+            f"{name!r} is a function: call it with (). A column of that name is {{{{ row[{name!r}] }}}}."
         )
     if isinstance(value, (list, tuple, set)) and any(isinstance(v, _PARTS) for v in value):
         raise TemplateError(
@@ -328,7 +333,7 @@ class JinjaTemplate:
         except TemplateError as error:
             raise type(error)(self._at(error, str(error))) from None
         except jinja2.UndefinedError as error:
-            hint = f" The row has: {', '.join(map(str, row))}."
+            hint = f" The row has: {', '.join(map(str, row))}.{_begins(row)}"
             raise TemplateValueError(self._at(error, f"{error.message}.{hint}")) from None
         except SecurityError as error:
             raise TemplateError(
@@ -341,7 +346,8 @@ class JinjaTemplate:
         except Exception as error:
             of_values = isinstance(error, (TypeError, ValueError, LookupError, ZeroDivisionError))
             kind = TemplateValueError if of_values else TemplateError
-            raise kind(self._at(error, f"{type(error).__name__}: {error}")) from None
+            told = f"{type(error).__name__}: {error}.{_begins(row)}"
+            raise kind(self._at(error, told)) from None
         finally:
             done = _steps.get()
             _steps.reset(token)
@@ -355,6 +361,15 @@ class JinjaTemplate:
         # Frames of compiled templates count lines of generated code; Jinja maps them back.
         line = self._template.get_corresponding_lineno(frames[-1].lineno or 1) if frames else 1
         return f"{self.origin}, line {line}: {message}"
+
+
+def _begins(row: Mapping[str, Any], most: int = 60) -> str:
+    """How a row begins, for whoever has to find it in a large table."""
+    values = (str(value) for value in row.values() if value is not None)
+    text = next((" ".join(value.split()) for value in values if value.strip()), "")
+    return (
+        f" It begins: {text if len(text) <= most else f'{text[: most - 3]}...'!r}." if text else ""
+    )
 
 
 def _syntax_hint(error: jinja2.TemplateSyntaxError) -> str:

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from promptforge import Calibration, Pattern, Prompt
-from promptforge.template import Mask, Text
+from promptforge import Calibration, Pattern, Prompt, UserError
+from promptforge.template import Mask, TemplateValueError, Text
 
 
 class _Shift(Calibration):
@@ -24,6 +24,22 @@ class _Shift(Calibration):
         return scores - self._shift
 
 
+def _rendered(render: Any, columns: Sequence[str], text: str, who: str) -> Prompt:
+    """The prompt with a text in place of every column.
+
+    Raises:
+        UserError: the template looks into a column, which holds more than a text.
+    """
+    try:
+        prompt: Prompt = render(dict.fromkeys(columns, text))
+    except TemplateValueError as error:
+        raise UserError(
+            f"calibration {who!r} puts {text!r} in place of every column, and the template takes none: {error} "
+            "Write the columns as texts, or use calibration 'batch'."
+        ) from None
+    return prompt
+
+
 class Contextual(_Shift):
     """Divide by what the model says of inputs without content (Zhao et al. 2021).
 
@@ -32,7 +48,9 @@ class Contextual(_Shift):
 
     name: ClassVar[str] = "contextual"
 
-    inputs: list[str] = Field(["N/A", "", "[MASK]"], description="Inputs without content.")
+    inputs: list[str] = Field(
+        ["N/A", "", "[MASK]"], min_length=1, description="Inputs without content."
+    )
 
     def fit(
         self,
@@ -43,7 +61,7 @@ class Contextual(_Shift):
         rows_scores: Tensor | None,
     ) -> None:
         """Average the class probabilities over the content-free inputs."""
-        prompts = [render(dict.fromkeys(columns, text)) for text in self.inputs]
+        prompts = [_rendered(render, columns, text, self.name) for text in self.inputs]
         self._shift = torch.softmax(score(prompts).double(), -1).mean(0).log()
 
     def apply(self, scores: Tensor) -> Tensor:
@@ -75,7 +93,7 @@ class PmiDc(_Shift):
         """Score the premise."""
         premise = self.premise if self.premise is not None else pattern.premise
         if premise is None:
-            prompt: Prompt = render(dict.fromkeys(columns, ""))
+            prompt = _rendered(render, columns, "", self.name)
         else:
             prompt = Prompt((Text(premise.rstrip() + " "), Mask()))
         self._shift = score([prompt])[0]

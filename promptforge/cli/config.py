@@ -34,6 +34,13 @@ def with_config(function: F) -> F:
     )(function)  # fmt: skip
 
 
+def typed(name: str) -> bool:
+    """Whether an option stands on the command line, and not in a file alone."""
+    context = click.get_current_context()
+    assert context is not None
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 def passed_over(name: str, other: str) -> bool:
     """Whether an option stands in the file alone, where another one was typed that switches it off.
 

@@ -60,6 +60,8 @@ def predict(output: str, format_: str | None, chunk: int, resume: bool, **params
     to_file = output != "-"
     added = ["prediction", *(f"probability_{label}" for label in task.classes)]
     added += ["exit_layer"] if params["exit_policy"] else []
+    if to_file:
+        setup.check_output(output)
     check_output(output, source, added, task.inputs, setup.reader)
     # What cannot be written is said before the model loads.
     out = RowWriter(
@@ -219,13 +221,22 @@ def fingerprint(source: str, setup: Setup) -> str:
     words: Any = setup.words.to_json() if setup.words else setup.task.labels
     if setup.task.multi_label:
         words = [words, vars(setup.task.multi_label)]
-    told = [source, version(source), tuned, shaping, patterns, words]
+    params, data = setup.params, setup.task.data
+    others = [
+        params.get("model"), params.get("adapter"), params.get("unlabeled") or data.get("unlabeled"),
+        data.get("train") if params.get("demonstrations") else None,
+    ]  # fmt: skip
+    versions = [version(place) if place else None for place in others]
+    told = [source, version(source), tuned, shaping, patterns, words, versions]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def version(source: str) -> list[int] | None:
-    """What a file is told by beside its name, without reading it: size and time; None: no file."""
+def version(source: str) -> list[Any] | None:
+    """What a file, or a folder's files, are told by without reading them: size and time; None: none."""
     path = expanded(source)
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.is_file())
+        return [[p.name, *(version(str(p)) or ())] for p in files]
     if not path.is_file():
         return None
     stat = path.stat()

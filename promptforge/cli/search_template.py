@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -192,7 +193,8 @@ def _generator(params: dict[str, Any], report: Reporter) -> Backbone | None:
 
 def _earlier(folder: Path, search: str) -> list[Path]:
     """The templates that a search of this name has written there."""
-    return sorted(folder.glob(f"{search}-[0-9]*.jinja"))
+    own = re.compile(rf"{re.escape(search)}-\d{{1,3}}")  # not the user's own, as lm-bff-1-mine
+    return sorted(p for p in folder.glob(f"{search}-*.jinja") if own.fullmatch(p.stem))
 
 
 def _check_folder(folder: Path, search: str, force: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from promptforge.cli.common import console, json_option, percent, plain, print_json, reporter
-from promptforge.cli.config import with_config
+from promptforge.cli.config import typed, with_config
 from promptforge.cli.options import job_options, model_options, task_options
 from promptforge.cli.reranking import RerankRun, rerank_options
 from promptforge.cli.setup import backend_of, load, open_task
@@ -78,6 +78,12 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
     # Of label sets the words of the answers are sought: rows are the questions about each label.
     task, multi = setup.task.binary, setup.task.multi_label
     task.need_classes("A search for label words")
+    setup.check_output(params["output"])
+    if not params["max_words"] and typed("unlabeled"):
+        raise UserError(
+            f"--unlabeled {params['unlabeled']}: only --max-words looks at unlabelled rows: add it, or leave "
+            "--unlabeled out."
+        )
     labelled, splits = _data(setup, params)
     train = multi.questions(labelled) if multi else labelled
     unlabeled = setup.unlabeled() if params["max_words"] else None

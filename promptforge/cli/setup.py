@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from promptforge.cli.config import typed
 from promptforge.errors import UserError
+from promptforge.remote import expanded
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -62,6 +64,22 @@ class Setup:
         """The rows of --unlabeled, else the task's own unlabelled ones, else None."""
         source = self.params.get("unlabeled") or self.task.data.get("unlabeled")
         return self.task.rows(source, reader=self.reader) if source else None
+
+    def read(self) -> dict[str, str]:
+        """The tables that the command may read, by what names them."""
+        given = {
+            f"--{name}": self.params.get(name) for name in ("data", "dev", "test", "unlabeled")
+        }
+        own = {f"the task's {name}": place for name, place in self.task.data.items()}
+        return {name: place for name, place in {**given, **own}.items() if place}
+
+    def check_output(self, output: str) -> None:
+        """Raise a `UserError` where a file that is to be written is one that is read."""
+        target = expanded(output)
+        for name, place in self.read().items():
+            table = expanded(place)
+            if target.is_file() and table.is_file() and target.samefile(table):
+                raise UserError(f"{output} is {name}: name another file for the output.")
 
 
 def open_task(
@@ -316,6 +334,11 @@ def build_model(setup: Setup, rows: Sequence[Row] | None = None) -> Classifier:
             raise UserError(
                 f"--calibration {calibration.name} learns from rows: give --unlabeled FILE."
             )
+    elif not verbalizer.fits_rows and params.get("unlabeled") and typed("unlabeled"):
+        raise UserError(
+            f"--unlabeled {params['unlabeled']}: nothing here learns from rows without labels (--calibration "
+            "batch does): leave it out."
+        )
     demonstrations = fit_demonstrations(setup)
     multi = setup.task.multi_label
     if multi and calibration_rows:
@@ -362,6 +385,11 @@ def fit_demonstrations(setup: Setup) -> DemonstrationSelector | None:
     selector: DemonstrationSelector = build(
         "demonstrations", name, **setup.options["demonstrations"]
     )
+    if not setup.task.folder and "train" not in setup.task.data:
+        raise UserError(
+            f"--demonstrations {name} shows a task's labelled rows: name a TASK that has a train table, in its "
+            "task.toml, [data]."
+        )
     examples, task = setup.labelled(setup.task.path("train")), setup.task.binary
     if setup.task.multi_label:
         examples = setup.task.multi_label.questions(examples)
