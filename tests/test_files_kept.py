@@ -71,10 +71,10 @@ def test_no_command_writes_over_a_table_that_it_reads(
     before = {path: path.read_bytes() for path in (rows, task / "train.csv", task / "unlabeled.csv")}
     template = ("--template", "{{ text }} It was {{ mask }}", "--text-column", "text")
     for asked, told in (
-        (("search-verbalizer", *template, "--data", rows, "--output", rows), "rows.csv is --data"),
+        (("search-verbalizer", *template, "--data", rows, "--output", rows), "rows.csv is the input, --data"),
         (("search-verbalizer", task, "--output", task / "train.csv"), "is the task's train"),
         (("predict", task, "--data", rows, "--output", task / "unlabeled.csv"), "is the task's unlabeled"),
-        (("predict", task, "--data", rows, "--output", rows), "is --data"),
+        (("predict", task, "--data", rows, "--output", rows), "is the input"),
     ):  # fmt: skip
         ran = command(*asked, *model)
         assert ran.code == 2 and told in ran.err, ran.err

@@ -81,6 +81,7 @@ def generate(
     given = {k: v for k, v in asked.items() if v is not None and v is not False}  # 0 is given
     Decoding.of(**given)  # what is wrong is said before the model loads
     source = setup.table("test")
+    setup.check_output(output)
     check_output(output, source, [COLUMN], setup.task.inputs, setup.reader)
     if as_json:
         if output != "-" or resume or (format_ and not passed_over("format_", "as_json")):

@@ -60,8 +60,7 @@ def predict(output: str, format_: str | None, chunk: int, resume: bool, **params
     to_file = output != "-"
     added = ["prediction", *(f"probability_{label}" for label in task.classes)]
     added += ["exit_layer"] if params["exit_policy"] else []
-    if to_file:
-        setup.check_output(output)
+    setup.check_output(output)
     check_output(output, source, added, task.inputs, setup.reader)
     # What cannot be written is said before the model loads.
     out = RowWriter(

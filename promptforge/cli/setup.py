@@ -67,14 +67,15 @@ class Setup:
 
     def read(self) -> dict[str, str]:
         """The tables that the command may read, by what names them."""
-        given = {
-            f"--{name}": self.params.get(name) for name in ("data", "dev", "test", "unlabeled")
-        }
+        given = {f"--{name}": self.params.get(name) for name in ("dev", "test", "unlabeled")}
+        given["the input, --data"] = self.params.get("data")
         own = {f"the task's {name}": place for name, place in self.task.data.items()}
         return {name: place for name, place in {**given, **own}.items() if place}
 
     def check_output(self, output: str) -> None:
         """Raise a `UserError` where a file that is to be written is one that is read."""
+        if output == "-":  # standard output
+            return
         target = expanded(output)
         for name, place in self.read().items():
             table = expanded(place)
