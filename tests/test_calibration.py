@@ -130,7 +130,9 @@ def test_a_label_that_is_always_said_loses_its_advantage() -> None:
 @pytest.mark.parametrize("name", ["contextual", "pmi-dc"])
 def test_a_column_that_holds_more_than_a_text(name: str) -> None:
     made = model("bert", name, source="{{ text.inner }} It was {{ mask }}")
-    with pytest.raises(UserError, match=f"calibration '{name}' puts .* in place of every column.*'batch'"):
+    with pytest.raises(
+        UserError, match=f"calibration '{name}' puts .* in place of every column.*'batch'"
+    ):
         made.predict_proba([{"text": {"inner": "a film"}}])
     with pytest.raises(UserError, match="at least 1 item"):
         build("calibration", "contextual", inputs=[])

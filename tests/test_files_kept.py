@@ -28,7 +28,18 @@ def test_a_resumed_run_reads_what_it_read_before(
     task = Path(shutil.copytree(reviews, "task"))
     unlabeled = table("unlabeled.csv", ("a film", ""), ("dull", ""))
     many = table("many.csv", *(("a fine film", "positive") for _ in range(6)))
-    asked = ["predict", task, "--pattern", "it-was", "--model", model, "--data", many, "--output", "o.csv"]
+    asked = [
+        "predict",
+        task,
+        "--pattern",
+        "it-was",
+        "--model",
+        model,
+        "--data",
+        many,
+        "--output",
+        "o.csv",
+    ]
     asked += {
         "unlabelled rows": ["--calibration", "batch", "--unlabeled", unlabeled],
         "demonstrations": ["--demonstrations", "fixed"],
@@ -68,7 +79,9 @@ def test_no_command_writes_over_a_table_that_it_reads(
     task = Path(shutil.copytree(reviews, "task"))
     model = ("--model", tiny_model("bert"))
     rows = table("rows.csv", ("a fine film", "positive"), ("dull", "negative"))
-    before = {path: path.read_bytes() for path in (rows, task / "train.csv", task / "unlabeled.csv")}
+    before = {
+        path: path.read_bytes() for path in (rows, task / "train.csv", task / "unlabeled.csv")
+    }
     template = ("--template", "{{ text }} It was {{ mask }}", "--text-column", "text")
     for asked, told in (
         (("search-verbalizer", *template, "--data", rows, "--output", rows), "rows.csv is the input, --data"),

@@ -254,7 +254,9 @@ def test_labels_with_the_same_words_are_told_by_the_search() -> None:
             return FoundWords({label: [("film", 1.0)] for label in evidence.labels})
 
     model = PromptModel(tiny.backbone("bert"), task(IT_WAS))
-    with pytest.raises(UserError, match=r"labels 'neg' and 'pos'.* have the same words, 'film': search"):
+    with pytest.raises(
+        UserError, match=r"labels 'neg' and 'pos'.* have the same words, 'film': search"
+    ):
         search_verbalizer(model, examples(), search=Same())
     for many in (0, -3):
         with pytest.raises(UserError, match=f"max_words is {many}"):
