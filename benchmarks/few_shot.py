@@ -276,7 +276,8 @@ def line(title: str, figure: str, row: str, cells: Cells, args: argparse.Namespa
         means.append(st.mean(values))
     mean = f"{st.mean(means):.1f}" if len(means) == len(args.tasks) else ""
     time_ = f"{st.mean(seconds):.0f}" if seconds else ""
-    weighed = [c for c in cells.values() if c["row"] == row and "kept" in c]
+    shown_keys = [Key(args.model, row, task, s) for task in args.tasks for s in planned_seeds]
+    weighed = [c for key in shown_keys if "kept" in (c := cells.get(key, {}))]
     more: list[str] = []
     if weighed:
         more = [
