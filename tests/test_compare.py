@@ -348,7 +348,10 @@ def test_zero_shot_is_read_once_and_says_what_each_run_alone_says(tmp_path: Path
         ]
 
 
-def test_zero_shot_is_of_the_rows_that_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+def test_zero_shot_is_of_the_rows_that_are_compared(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     # With label sets zero-shot's threshold is of the draw, so other sizes have other figures.
     made = [replace(c, zero_shot=0.5) for c in cells("prompt", 4, 0.8, 0.9)]
     curve = [replace(c, zero_shot=0.3) for c in cells("prompt", 64, 0.95, 0.95)]
@@ -356,7 +359,10 @@ def test_zero_shot_is_of_the_rows_that_are_compared(capsys: pytest.CaptureFixtur
     assert [line for line in shown if "zero-shot" in line] == ["zero-shot 0 50.0 %"]
 
 
-def test_a_small_p_is_said_to_be_small(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_small_p_is_said_to_be_small(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     made = [*cells("prompt", 4, 0.8, 0.9), *cells("finetune", 4, 0.6, 0.7)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
