@@ -94,3 +94,10 @@ def test_a_strategy_that_tunes_another_model(
     inner = next(iter(classifier.members.values())) if strategy == "ensemble" else classifier
     assert inner.backbone.encoder.max_length == 32
     assert artifact.tuned_from(tmp_path / "saved") == [inner.backbone.checksum]
+
+
+@pytest.mark.parametrize("strategy", ["prompt", "finetune"])
+def test_bytes_are_no_text(strategy: str, make: Make) -> None:
+    fitted = make(words=WORDS, strategy=strategy).fit(TEXTS, NAMES)
+    with pytest.raises(UserError, match="bytes and no text"):
+        fitted.classifier_.predict_proba([{"text": b"a film"}])

@@ -204,6 +204,9 @@ def test_what_is_not_certain_is_refused() -> None:
     with pytest.raises(UserError, match="one learning rate"):
         model = MultiTaskPromptModel(tiny.backbone("bert"))
         model.fit([film, length], settings=Settings(learning_rate=[1e-3, 1e-4]))
+    with pytest.raises(UserError, match="method 'lora' asks for its own"):
+        dropping = MultiTaskPromptModel(model.backbone, method=build("method", "lora", dropout=0.5))
+        dropping.fit([film, length], settings=Settings(dropout=False))
     strange = replace(film, train=[*film.train, Example({"text": "x"}, "neutral", 13)])
     with pytest.raises(UserError, match=r"rows of the task 'film': .*row 13.*'neutral'"):
         model.fit([strange, length])

@@ -26,6 +26,7 @@ from promptforge.plugins import build
 from promptforge.progress import Reporter
 from promptforge.tuning import processes
 from promptforge.tuning.loop import Trained, Training
+from promptforge.tuning.method import check_dropout
 from promptforge.tuning.run import ARTIFACT, find_artifact
 from promptforge.tuning.scores import dev_score
 from promptforge.tuning.train import check_truth
@@ -111,6 +112,7 @@ class MultiTaskPromptModel(Savable):
                 a folder with another training.
             PromptForgeError: a loss that is not finite, a damaged checkpoint, no space.
         """
+        check_dropout(self.method, settings)
         grid = (settings or Settings()).grid(self.method.learning_rate)
         if len(grid) > 1:
             raise UserError("Multitask training takes one learning rate and one batch size.")

@@ -19,7 +19,7 @@ from promptforge.cli.predict import (
     warn_cuts,
     written,
 )
-from promptforge.cli.setup import Setup, adapter_weights, load, open_task
+from promptforge.cli.setup import Setup, adapter_weights, check_apart, load, open_task
 from promptforge.cli.tuned import limit, reading
 from promptforge.errors import UserError
 from promptforge.remote import place
@@ -81,7 +81,7 @@ def generate(
     given = {k: v for k, v in asked.items() if v is not None and v is not False}  # 0 is given
     Decoding.of(**given)  # what is wrong is said before the model loads
     source = setup.table("test")
-    setup.check_output(output)
+    check_apart(output, setup.read())
     check_output(output, source, [COLUMN], setup.task.inputs, setup.reader)
     if as_json:
         if output != "-" or resume or (format_ and not passed_over("format_", "as_json")):

@@ -19,7 +19,7 @@ from promptforge.cli.options import (
     output_options,
     task_options,
 )
-from promptforge.cli.setup import build_model, class_roles, open_task
+from promptforge.cli.setup import build_model, check_apart, class_roles, open_task
 from promptforge.cli.tuned import digest
 from promptforge.errors import UserError
 from promptforge.remote import expanded
@@ -60,7 +60,7 @@ def predict(output: str, format_: str | None, chunk: int, resume: bool, **params
     to_file = output != "-"
     added = ["prediction", *(f"probability_{label}" for label in task.classes)]
     added += ["exit_layer"] if params["exit_policy"] else []
-    setup.check_output(output)
+    check_apart(output, setup.read())
     check_output(output, source, added, task.inputs, setup.reader)
     # What cannot be written is said before the model loads.
     out = RowWriter(
@@ -199,9 +199,7 @@ def check_output(
     """Raise a `UserError` where the output is the input, or has one of the columns `added`."""
     from promptforge.data import iter_rows
 
-    target, table = expanded(output), expanded(source)
-    if output != "-" and target.is_file() and table.is_file() and target.samefile(table):
-        raise UserError(f"{output} is the input: name another file for the output.")
+    check_apart(output, {"the input": source})
     first = next(iter_rows(source, inputs, reader=reader), None)
     if clash := [c for c in added if first is not None and c in first]:
         raise UserError(
@@ -221,8 +219,10 @@ def fingerprint(source: str, setup: Setup) -> str:
     if setup.task.multi_label:
         words = [words, vars(setup.task.multi_label)]
     params, data = setup.params, setup.task.data
+    fits = params.get("calibration") or params.get("verbalizer")
     others = [
-        params.get("model"), params.get("adapter"), params.get("unlabeled") or data.get("unlabeled"),
+        params.get("model"), params.get("adapter"),
+        params.get("unlabeled") or data.get("unlabeled") if fits else None,
         data.get("train") if params.get("demonstrations") else None,
     ]  # fmt: skip
     versions = [version(place) if place else None for place in others]

@@ -13,7 +13,7 @@ from promptforge.cli.common import console, json_option, percent, plain, print_j
 from promptforge.cli.config import typed, with_config
 from promptforge.cli.options import job_options, model_options, task_options
 from promptforge.cli.reranking import RerankRun, rerank_options
-from promptforge.cli.setup import backend_of, load, open_task
+from promptforge.cli.setup import backend_of, check_apart, load, open_task
 from promptforge.cli.train import setting_options, settings_of
 from promptforge.errors import UserError
 
@@ -78,7 +78,7 @@ def search_verbalizer(as_json: bool, **params: Any) -> None:
     # Of label sets the words of the answers are sought: rows are the questions about each label.
     task, multi = setup.task.binary, setup.task.multi_label
     task.need_classes("A search for label words")
-    setup.check_output(params["output"])
+    check_apart(params["output"], setup.read())
     if not params["max_words"] and typed("unlabeled"):
         raise UserError(
             f"--unlabeled {params['unlabeled']}: only --max-words looks at unlabelled rows: add it, or leave "

@@ -72,15 +72,20 @@ class Setup:
         own = {f"the task's {name}": place for name, place in self.task.data.items()}
         return {name: place for name, place in {**given, **own}.items() if place}
 
-    def check_output(self, output: str) -> None:
-        """Raise a `UserError` where a file that is to be written is one that is read."""
-        if output == "-":  # standard output
-            return
-        target = expanded(output)
-        for name, place in self.read().items():
-            table = expanded(place)
-            if target.is_file() and table.is_file() and target.samefile(table):
-                raise UserError(f"{output} is {name}: name another file for the output.")
+
+def check_apart(output: str, tables: Mapping[str, str]) -> None:
+    """Raise a `UserError` where a file that is to be written is one that is read.
+
+    Args:
+        output: a file; "-" is standard output.
+        tables: what names a table -> the table.
+    """
+    if output == "-" or not (target := expanded(output)).is_file():
+        return
+    for name, place in tables.items():
+        table = expanded(place)
+        if table.is_file() and target.samefile(table):
+            raise UserError(f"{output} is {name}: name another file for the output.")
 
 
 def open_task(

@@ -145,6 +145,11 @@ class Texts:
                 value = row[column]
                 if value is None or (isinstance(value, float) and value != value):
                     continue  # missing: there is nothing to read
+                if isinstance(value, bytes):
+                    raise UserError(
+                        f"Row {number}: the column {column!r} holds bytes and no text: have it written as text, "
+                        "in Parquet as a string."
+                    )
                 parts += [Sep()] if parts else []
                 parts.append(Text(str(value), source=column, cut=COLUMN))
             made.append(Prompt((*self.opening, *parts)))
