@@ -321,11 +321,6 @@ def read_together(
     for number, pattern, encoded in parts:
         model = models[number]
         own_states = [next(states) for _ in encoded]
-        if len({len(s) for s in own_states}) > 1:
-            raise UserError(
-                f"Pattern {pattern} of {model.task.name} gives some rows more masks than others; every row "
-                "needs as many."
-            )
         readout = Readout(backbone, encoded, torch.stack(own_states), rows[number])
         scores = model.class_scores(pattern, readout).double()
         share = torch.softmax(scores, -1).cpu().numpy() / len(model.draws)

@@ -136,6 +136,10 @@ class Registry:
         self._aliases |= dict.fromkeys(cls.__dict__.get("aliases", ()), cls.name)
         return None
 
+    def __contains__(self, name: str) -> bool:
+        """Whether a component has that name or that alias."""
+        return self._aliases.get(name, name) in self._classes
+
     def names(self) -> list[str]:
         """The names in the order in which they were provided."""
         return list(self._classes)
@@ -146,14 +150,13 @@ class Registry:
 
     def get(self, name: str) -> type[Component]:
         """The class called `name`, or with that alias; a `UserError` lists the names there are."""
-        name = self._aliases.get(name, name)
-        if name not in self._classes:
+        if name not in self:
             raise UserError(
                 f"There is no {self.role} called {name!r}.{did_you_mean(name, self.names())} "
                 f"Available: {listed(self.names())}.{_ELSEWHERE.get((self.role, name), '')} "
                 f"A plugin may bring more: see 'promptforge plugins'."
             )
-        return self._classes[name][0]
+        return self._classes[self._aliases.get(name, name)][0]
 
     def build(self, name: str, **options: Any) -> Any:
         """The component called `name` with `options`."""

@@ -113,7 +113,10 @@ def choose_reader(source: str, reader: AnyReader = None, **options: Any) -> Read
             chosen = registry.build(name)
         except UserError:  # It has an option without a default, so it is only chosen by name.
             continue
-        if chosen.accepts(source):
+        accepted = False
+        with manager().tolerated(registry.provider(name), f"reader {name!r}"):
+            accepted = chosen.accepts(source)
+        if accepted:
             return registry.build(name, **options) if options else chosen
     if ":" not in source:
         existing_file(source)

@@ -170,9 +170,18 @@ def _ask_the_rest(found: PluginManager) -> None:
     import click
 
     cli.list_commands(click.Context(cli))
-    from promptforge.task import task_folders
+    from promptforge.models import catalogue
+    from promptforge.task import Task, task_folders
 
-    task_folders()
+    catalogue()
+    owners = {
+        str(folder): plugin
+        for plugin, paths in found.provided("promptforge_task_folders")
+        for folder in paths
+    }
+    for name, folder in task_folders().items():
+        with found.tolerated(owners.get(str(folder.parent), BUILT_IN), f"task {name!r}"):
+            Task.load(folder)
 
 
 def _by_name(claims: Sequence[Claim]) -> dict[tuple[str, str], list[str]]:
@@ -209,13 +218,15 @@ def _check_version(made: Examination) -> None:
     if made.distribution in ("", "?", BUILT_IN):
         return
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     try:
         asked = [Requirement(text) for text in metadata.requires(made.distribution) or ()]
     except metadata.PackageNotFoundError:
         return
     for requirement in asked:
-        if requirement.name == BUILT_IN and not requirement.marker:
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if canonicalize_name(requirement.name) == BUILT_IN and applies:
             made.requires = str(requirement.specifier)
             if not requirement.specifier.contains(__version__, prereleases=True):
                 made.problems.append(

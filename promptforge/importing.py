@@ -132,8 +132,15 @@ def find_importer(source: str | Path) -> str:
     if not source.exists():
         raise UserError(f"There is no file or folder {source}.")
     registry = manager().registry("importer")
-    # An importer looks with its defaults: no option changes what a format is.
-    known = [name for name in registry.names() if registry.build(name).accepts(source)]
+    known = []
+    for name in registry.names():
+        try:
+            importer = registry.build(name)  # no option changes what a format is
+        except UserError:  # It has an option without a default, so it is only chosen by name.
+            continue
+        with manager().tolerated(registry.provider(name), f"importer {name!r}"):
+            if importer.accepts(source):
+                known.append(name)
     if not known:
         raise UserError(
             f"{source} holds no prompts that an importer knows. There are: {listed(registry.names())}. "

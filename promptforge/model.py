@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -243,6 +244,13 @@ class PromptModel(CutCounter, Classifier):
         if self.demonstrations is not None:
             self.demonstrations.prepare(rows)
         encoded = self.encode(pattern, [self.prompt(pattern, row, draw) for row in rows])
+        counts = [len(e.reads) for e in encoded]
+        if (other := next((i for i, n in enumerate(counts) if n != counts[0]), None)) is not None:
+            raise UserError(
+                f"{self.task.patterns[pattern].template.origin} gives some rows more masks than others; "
+                f"every row needs as many. {counts[0]} where {_short(rows[0])}; "
+                f"{counts[other]} where {_short(rows[other])}"
+            )
         self.count_cuts(encoded, pattern, self.backbone.encoder.max_length, self.report, what)
         self._warn_of_spaces(pattern, encoded)
         return encoded
@@ -271,10 +279,6 @@ class PromptModel(CutCounter, Classifier):
             states = self.backbone.states(list(new.values()), self.report, label)
             self._states.update(zip(new, states, strict=True))
         known = self._states
-        if len({known[key].shape for key in keys}) > 1:
-            raise UserError(
-                "The template gives some rows more masks than others; every row needs as many."
-            )
         return torch.stack([known[key] for key in keys])
 
     # --- readouts to classes --------------------------------------------------------------
@@ -424,3 +428,8 @@ class PromptModel(CutCounter, Classifier):
             ]
             for tokens, probs in zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
         ]
+
+
+def _short(row: Mapping[str, Any]) -> str:
+    """What tells a row from others, for whoever has to find it in a large table."""
+    return shorten(", ".join(f"{name}: {value}" for name, value in row.items()), 100)

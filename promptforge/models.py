@@ -73,18 +73,18 @@ def cache_dir() -> Path:
     return Path(base).expanduser() / "promptforge"
 
 
-def sources() -> list[ModelSource]:
-    """One of each model source that the plugins provide."""
-    registry = manager().registry("model-source")
-    return [registry.build(name) for name in registry.names()]
-
-
 def catalogue() -> list[tuple[ModelSource, ModelEntry]]:
-    """Every named model with its source; the first source of a name keeps it."""
+    """Every named model with its source; the first source of a name keeps it.
+
+    A plugin's source that fails is a problem of that plugin, and the others' models are there.
+    """
+    registry = manager().registry("model-source")
     known: dict[str, tuple[ModelSource, ModelEntry]] = {}
-    for source in sources():
-        for entry in source.entries():
-            known.setdefault(entry.name, (source, entry))
+    for name in registry.names():
+        with manager().tolerated(registry.provider(name), f"model source {name!r}"):
+            source = registry.build(name)
+            for entry in source.entries():
+                known.setdefault(entry.name, (source, entry))
     return list(known.values())
 
 

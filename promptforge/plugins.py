@@ -80,7 +80,7 @@ class PluginManager:
                     )
                 continue
             owners[point.name] = dist
-            info = PluginInfo(point.name, point.value, dist, version, point.name not in disabled)
+            info = PluginInfo(point.name, point.module, dist, version, point.name not in disabled)
             self.plugins.append(info)
             if not info.enabled:
                 continue
@@ -196,6 +196,19 @@ class PluginManager:
     def listens(self, event: str) -> bool:
         """True when a plugin implements the event hook, so that the host may skip the call."""
         return bool(getattr(self.pm.hook, event).get_hookimpls())
+
+    @contextmanager
+    def tolerated(self, plugin: str, what: str) -> Iterator[None]:
+        """What `plugin` fails to do within is reported, and the program goes on without it."""
+        try:
+            yield
+        except Exception as error:
+            told = (
+                str(error)
+                if isinstance(error, PromptForgeError)
+                else f"{type(error).__name__}: {error}"
+            )
+            self.report(plugin, f"{what} failed: {told}")
 
     def report(self, plugin: str, message: str) -> None:
         """Note that `plugin` could not do something; said once."""

@@ -442,7 +442,9 @@ def task_folders() -> dict[str, Path]:
     own = next(p for p in (here / "templates", here.parent / "templates") if p.is_dir())
     roots = [("", own)]
     for plugin, paths in manager().provided("promptforge_task_folders"):
-        roots += [(plugin, Path(path)) for path in paths]
+        for path in paths:
+            with manager().tolerated(plugin, "promptforge_task_folders"):
+                roots.append((plugin, Path(path)))
     found: dict[str, Path] = {}
     for plugin, root in roots:
         if not root.is_dir():

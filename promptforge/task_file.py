@@ -110,9 +110,7 @@ def read_task(folder: Path, report: Reporter | None = None) -> Task:
         (report or Reporter()).warn(
             f"{path}: data.{name}: no command looks for a table of that name. Did you mean {near!r}?"
         )
-    declared = parsed.patterns or {
-        p.stem: _Pattern(file=p.name) for p in sorted(folder.glob("*.jinja"))
-    }
+    declared = parsed.patterns or _found(folder)
     if not declared:
         raise UserError(
             f"{folder} has no pattern: add a .jinja file or a [patterns.NAME] table to {TASK_FILE}."
@@ -142,6 +140,21 @@ def read_task(folder: Path, report: Reporter | None = None) -> Task:
         multi_label=multi_label,
         generates=parsed.generate is not None,
     )
+
+
+def _found(folder: Path) -> dict[str, _Pattern]:
+    """The templates in a folder, in any template language, by the stem of their file's name."""
+    registry = manager().registry("renderer")
+    suffixes = {s for name in registry.names() for s in getattr(registry.get(name), "suffixes", ())}
+    found: dict[str, _Pattern] = {}
+    for path in sorted(p for p in folder.iterdir() if p.suffix in suffixes and p.is_file()):
+        if path.stem in found:
+            raise UserError(
+                f"{folder} has two templates called {path.stem!r}: {found[path.stem].file} and {path.name}. "
+                f"Rename one, or name those that are meant in [patterns.NAME] tables of {TASK_FILE}."
+            )
+        found[path.stem] = _Pattern(file=path.name)
+    return found
 
 
 def check_name(name: str, where: str) -> None:

@@ -344,6 +344,12 @@ def test_a_prompt_that_shows_the_label(fails: Callable[..., str]) -> None:
 @pytest.mark.usefixtures("no_model")
 def test_a_value_for_no_column(fails: Callable[..., str]) -> None:
     put("d.csv", GOOD)
+    message = fails(
+        "render", "sentiment", "--set", "text=Warm.", "--set", "txt=Hot.", "--no-tokens"
+    )
+    assert "--set txt=...: there is no such column. Did you mean 'text'?" in message
+    message = fails("render", "sentiment", "--set", "text=Warm.", "--row", "7", "--no-tokens")
+    assert "--row 7: there is no table. Give --data FILE, or no --row." in message
     message = fails("render", task_folder(), "--data", "d.csv", "--set", "txt=Warm.")
     assert "--set txt=...: there is no such column. Did you mean 'text'?" in message
 

@@ -463,6 +463,7 @@ def test_models_are_listed(command: Command) -> None:
         (("install",), "Missing argument"),
         (("uninstall",), "Missing argument"),
         (("uninstall", "PromptForge"), "does not uninstall itself"),
+        (("uninstall", "emoji", "promptforge==0.1"), "'promptforge==0.1' is no name of a package"),
         (("frobnicate",), "No such command"),
         (("evaluate", "--nonsense"), "No such option"),
         (("predict", "sentiment", "--chunk", "0"), "--chunk"),

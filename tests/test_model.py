@@ -295,6 +295,19 @@ def test_mistakes_in_a_task_folder(
         Task.load(folder(old, new))
 
 
+def test_a_folders_templates_have_any_ending_of_their_language(tmp_path: Path) -> None:
+    toml = '[columns]\ninputs = ["text"]\n[labels]\nx = ["good"]\ny = ["bad"]\n'
+    (tmp_path / "task.toml").write_text(f'name = "t"\n{toml}', encoding="utf-8")
+    for name in ("a.jinja", "b.j2", "c.jinja2", "notes.txt"):
+        (tmp_path / name).write_text("{{ text }} {{ mask }}", encoding="utf-8")
+    assert list(Task.load(tmp_path).patterns) == ["a", "b", "c"]
+    (tmp_path / "a.j2").write_text("{{ text }} {{ mask }}", encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"two templates called 'a': a\.j2 and a\.jinja\. Rename one"
+    ):
+        Task.load(tmp_path)
+
+
 def test_tasks_and_patterns_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'movie-review'.*neither a folder nor a shipped task"):
         Task.load("movie-review")
@@ -410,3 +423,13 @@ def test_scores_that_are_no_numbers_are_no_label() -> None:
         model.predict(rows)
     with pytest.raises(PromptForgeError, match="not finite"):
         model.evaluate([Example(row, "negative", 1) for row in rows])
+
+
+def test_rows_with_more_masks_than_others_are_named() -> None:
+    template = Template("{{ text }} {{ mask }}{% if more %} {{ mask }}{% endif %}", name="p")
+    task = Task.inline([template], labels={"x": ["good"], "y": ["bad"]})
+    rows = [{"text": "one", "more": ""}, {"text": "another", "more": "yes"}]
+    model = PromptModel(tiny.backbone("bert"), task)
+    assert len(model.predict(rows[:1])) == 1
+    with pytest.raises(UserError, match="more masks than others.* 1 where text: one.*; 2 where text: another, more: yes"):  # fmt: skip
+        model.predict(rows)

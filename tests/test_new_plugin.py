@@ -132,6 +132,7 @@ def test_the_words_on_the_terminal(command: Command, tmp_path: Path) -> None:
         (("loud", "--kind", "verbaliser"), "no kind of plugin 'verbaliser'. Did you mean 'verbalizer'?"),
         (("loud",), "Missing option '--kind'"),
         (("verbalizers", "--kind", "search"), "A plugin called 'verbalizers' is installed already"),
+        (("prompt", "--kind", "method"), "The plugin 'soft-prompts' has a method called 'prompt' already"),
         (("petal", "--kind", "search"), "The plugin 'verbalizers' has a search called 'petal' already"),
     ],
 )  # fmt: skip
@@ -150,6 +151,14 @@ def test_a_folder_in_use_is_left_alone(command: Command, tmp_path: Path) -> None
     assert [p.name for p in tmp_path.rglob("*")] == ["promptforge-loud", "mine.txt"]
     with pytest.raises(UserError, match="is there already"):
         new_plugin("loud", "search", tmp_path / "promptforge-loud")
+
+
+def test_a_name_with_blank_in_it(tmp_path: Path) -> None:
+    folder = new_plugin("blank-lines", "reader", tmp_path / "made")
+    assert (folder / "promptforge_blank_lines" / "component.py").is_file()
+    for path in folder.rglob("*.py"):
+        compile(path.read_text(encoding="utf-8"), str(path), "exec")
+        assert "lines_lines" not in path.read_text(encoding="utf-8")
 
 
 def test_there_is_one_for_every_role() -> None:

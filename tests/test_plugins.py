@@ -147,9 +147,13 @@ def test_an_event_that_raises_while_a_model_is_measured(
 def test_an_event_may_stop_the_run_with_a_message(command: Command, provide: Provide) -> None:
     provide("strict", "from promptforge import UserError\n@hookimpl\n"
             "def promptforge_configure(settings): raise UserError('Not on a Sunday.')")  # fmt: skip
-    ran = command("render", "sentiment", "--set", "text=Fine", "--no-tokens")
-    assert ran.code == 2
-    assert "Error: Not on a Sunday." in ran.err
+    for asked in (
+        ("render", "sentiment", "--set", "text=Fine", "--no-tokens"),
+        ("fill", "It was {{ mask }}"),
+    ):
+        ran = command(*asked)
+        assert ran.code == 2
+        assert "Error: Not on a Sunday." in ran.err
 
 
 def test_a_plugin_with_a_built_in_name(command: Command, provide: Provide) -> None:

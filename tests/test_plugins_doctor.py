@@ -71,6 +71,26 @@ SICK = {
     "raises": ("@hookimpl\ndef promptforge_strategies(): 1 / 0", "promptforge_strategies failed: ZeroDivisionError"),
     "heavy": ("import scipy", "imports scipy when it is loaded, so every command waits for it"),
     "task": ("@hookimpl\ndef promptforge_task_folders(): return ['/not/here']", "provides task folders in"),
+    "no-folder": ("@hookimpl\ndef promptforge_task_folders(): return [None]", "promptforge_task_folders failed: TypeError"),
+    "bad-task": (
+        "from pathlib import Path\n"
+        "@hookimpl\ndef promptforge_task_folders():\n"
+        "    folder = Path(__file__).parent / 'tasks' / 'mine'\n"
+        "    folder.mkdir(parents=True, exist_ok=True)\n"
+        "    (folder / 'task.toml').write_text('labels = 5')\n"
+        "    return [folder.parent]",
+        "task 'mine' failed: ",
+    ),
+    "models": (
+        "@hookimpl\ndef promptforge_model_sources():\n"
+        "    from promptforge.models import ModelSource\n"
+        "    class Far(ModelSource):\n"
+        "        name = 'far'\n"
+        "        def entries(self): raise ConnectionError('server down')\n"
+        "        fetch = remove = entries\n"
+        "    return [Far]",
+        "model source 'far' failed: ConnectionError: server down",
+    ),
 }  # fmt: skip
 
 
@@ -84,6 +104,14 @@ def test_a_sick_plugin(command: Command, provide: Provide, name: str) -> None:
 
     told = json.loads(ran.out)
     assert told["healthy"] is False
+    # All else goes on.
+    for args in (
+        ("templates", "list"),
+        ("models",),
+        ("import-templates", "nowhere", "--output", "x"),
+    ):
+        assert "Traceback" not in (done := command(*args)).err
+        assert done.code == 0 or "no file or folder nowhere" in done.err, done.err
     assert {p["name"] for p in told["plugins"] if p["problems"]} == {name}
     (sick,) = [p for p in told["plugins"] if p["name"] == name]
     assert any(says in problem for problem in sick["problems"]), sick
@@ -114,12 +142,29 @@ def test_conflicts(provide: Provide) -> None:
     assert len(rival.problems) == 4
 
 
-def test_a_plugin_for_another_version(provide: Provide, tmp_path: Path) -> None:
+def test_a_plugin_that_is_an_object(provide: Provide, tmp_path: Path) -> None:
+    """An entry point may name what stands in a module."""
+    provide(
+        "thing",
+        "class Thing:\n    @hookimpl\n    def promptforge_scorers(self): return []\nthing = Thing()",
+    )
+    points = next((tmp_path / "site").glob("*.dist-info")) / "entry_points.txt"
+    points.write_text(points.read_text("utf-8").rstrip() + ":thing\n", encoding="utf-8")
+    plugins.manager.cache_clear()
+    (thing,) = diagnose("thing").plugins
+    assert (thing.hooks, thing.problems) == (["promptforge_scorers"], [])
+    assert thing.import_seconds is not None
+
+
+@pytest.mark.parametrize("asked", ["PromptForge>=99", "promptforge>=99; python_version > '3'"])
+def test_a_plugin_for_another_version(provide: Provide, tmp_path: Path, asked: str) -> None:
     provide("newer", "@hookimpl\ndef promptforge_configure(settings): ...")
     with (tmp_path / "site" / "dist_newer-2.0.dist-info" / "METADATA").open(
         "a", encoding="utf-8"
     ) as f:
-        f.write("Requires-Dist: click\nRequires-Dist: promptforge>=99\n")
+        f.write(
+            f"Requires-Dist: click\nRequires-Dist: {asked}\nRequires-Dist: promptforge; extra == 'x'\n"
+        )
     (newer,) = diagnose("newer").plugins
     assert (newer.version, newer.requires) == ("2.0", ">=99")
     assert newer.problems == [

@@ -216,8 +216,17 @@ def install(packages: tuple[str, ...], upgrade: bool) -> None:
 @click.argument("packages", nargs=-1, required=True)
 def uninstall(packages: tuple[str, ...]) -> None:
     """Uninstall plugin packages."""
-    if any(p.lower() == "promptforge" for p in packages):
-        raise UserError("PromptForge does not uninstall itself: run pip uninstall promptforge.")
+    from packaging.utils import InvalidName, canonicalize_name
+
+    for package in packages:
+        try:
+            name = canonicalize_name(package, validate=True)
+        except InvalidName:
+            raise UserError(
+                f"{package!r} is no name of a package: 'promptforge plugins list' says which each is of."
+            ) from None
+        if name == "promptforge":
+            raise UserError("PromptForge does not uninstall itself: run pip uninstall promptforge.")
     _pip("uninstall", "--yes", *packages)
 
 

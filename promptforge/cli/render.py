@@ -64,30 +64,36 @@ def the_row(params: dict[str, Any], report: Reporter) -> tuple[Setup, dict[str, 
         raise UserError(
             f"There is no data for {wanted[0]!r}: give --set {wanted[0]}=VALUE, or --data FILE."
         )
-    if not source or (given and not wanted and not params["data"]):
-        return setup, {**given, **asked}, 1
-    rows = list(islice(iter_rows(source, wanted, number - 1, setup.reader), 1))
-    if not rows:
-        raise UserError(f"{source} has fewer than {number} rows.")
+    row: dict[str, Any] = {}
+    if source and (params["data"] or wanted or not given or number > 1):
+        rows = list(islice(iter_rows(source, wanted, number - 1, setup.reader), 1))
+        if not rows:
+            raise UserError(f"{source} has fewer than {number} rows.")
+        row = rows[0]
+    elif number > 1:
+        raise UserError(f"--row {number}: there is no table. Give --data FILE, or no --row.")
     used = [c for pattern in task.patterns.values() for c in pattern.template.columns]
-    known = list(dict.fromkeys([*task.inputs, *used, *rows[0]]))
-    if strange := [c for c in given if c not in known]:
+    known = list(dict.fromkeys([*task.inputs, *used, *row]))
+    # A template without columns of its own may go through all that its row has.
+    if known and (strange := [c for c in given if c not in known]):
         raise UserError(
             f"--set {strange[0]}=...: there is no such column.{did_you_mean(strange[0], known)} "
             f"The columns: {listed(known, 30)}."
         )
-    return setup, {**rows[0], **given, **asked}, number
+    return setup, {**row, **given, **asked}, number if row else 1
 
 
 def _setup(params: dict[str, Any], report: Reporter, given: dict[str, Any]) -> Setup:
     """A TASK, or a task without labels made of --template alone."""
     from promptforge.cli.setup import open_task, options_of, read_template
+    from promptforge.plugins import manager
     from promptforge.task import Task
 
     roles = {"demonstrations": params.get("demonstrations")}
     if params["task"] or params["label_column"]:
         given = {**params, "verbalizer": None}
         return open_task(given, report, roles, generates=None, tuned=True)
+    manager().pm.hook.promptforge_configure(settings=params)
     if not params["template"]:
         raise UserError("Give a TASK, or a template such as 'The film was {{ mask }}.'")
     templates = [read_template(t, i) for i, t in enumerate(params["template"])]

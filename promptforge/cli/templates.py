@@ -30,7 +30,13 @@ def list_(as_json: bool) -> None:
 
     from promptforge.task import Task, task_folders
 
-    tasks = {name: Task.load(folder) for name, folder in task_folders().items()}
+    report = reporter()
+    tasks = {}
+    for name, folder in task_folders().items():
+        try:
+            tasks[name] = Task.load(folder)
+        except UserError as error:  # a plugin's
+            report.warn(f"The task {name!r} is left out: {error}")
     if as_json:
         print_json(
             [

@@ -29,7 +29,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "method": ("tuning method", "promptforge train sentiment --data rows.csv --method blank"),
     "parametrization": ("parametrization of soft prompts", "promptforge train sentiment --data rows.csv --method prompt-tuning -o method.parametrization=blank"),
     "strategy": ("tuning strategy", "promptforge train sentiment --data rows.csv --strategy blank"),
-    "exit-policy": ("exit policy", "promptforge predict --model RUN --data rows.csv --exit-policy blank"),
+    "exit-policy": ("exit policy", "promptforge predict RUN --data rows.csv --exit-policy blank"),
     "attention": ("attention pattern", "promptforge evaluate sentiment --data rows.csv --attention blank"),
     "reader": ("reader of tables", "promptforge predict sentiment --data rows.blank"),
     "importer": ("importer of templates", "promptforge import-templates prompts.blank --importer blank --output tasks"),
@@ -104,7 +104,7 @@ def _check(name: str, kind: str) -> None:
     if any(info.name == name for info in found.plugins):
         raise UserError(f"A plugin called {name!r} is installed already. Choose another name.")
     registry = found.registry(kind)
-    if name in registry.names():
+    if name in registry:
         raise UserError(
             f"The plugin {registry.provider(name)!r} has a {kind} called {name!r} already, and the first of "
             "a name keeps it. Choose another name."
@@ -114,7 +114,10 @@ def _check(name: str, kind: str) -> None:
 def _named(text: str, name: str) -> str:
     """`text` with the plugin's name: as a module, a class, a variable of the environment, or as it is."""
     words = name.split("-")
-    text = text.replace("promptforge_blank", "promptforge_" + "_".join(words))
-    text = text.replace("BLANK", "_".join(words).upper())
-    text = text.replace("Blank", "".join(word.capitalize() for word in words))
-    return text.replace("blank", name)
+    module = "_".join(words)
+    marks = {
+        "promptforge_blank": f"promptforge_{module}", "BLANK": module.upper(), "blank": name,
+        "Blank": "".join(word.capitalize() for word in words),
+    }  # fmt: skip
+    # In one go: a name may have "blank" in it.
+    return re.sub("promptforge_blank|BLANK|Blank|blank", lambda mark: marks[mark[0]], text)
