@@ -17,14 +17,18 @@ def check_new(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file as UTF-8, whole or not at all; one that is there is replaced.
+    """Write a file as UTF-8, its line ends as they are in `text`, whole or not at all.
+
+    One that is there is replaced and keeps its permissions.
 
     Raises:
         PromptForgeError: no space, no permission.
     """
     draft = path.with_name(f"{path.name}.partial")
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8", newline="")
+        if path.exists():
+            shutil.copymode(path, draft)
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ built-in one (`promptforge_jinja`).
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,8 +23,22 @@ from promptforge.plugins import manager
 #: Names a template can use beside the row's columns. A column of the same name is `row["..."]`.
 RESERVED = ("mask", "soft", "sep", "tail", "labels", "words", "demos", "row")
 
+#: Words that Jinja reads as its own.
+_KEYWORDS = {
+    "and", "caller", "dict", "elif", "else", "endif", "false", "for", "if", "import", "in", "include",
+    "is", "loop", "namespace", "none", "not", "or", "range", "recursive", "self", "super", "true",
+}  # fmt: skip
+
 #: How early a text is cut when a prompt is too long: never, last, by length, first.
 KEEP, LAST, COLUMN, FIRST = 0, 1, 2, 3
+
+
+def of_column(name: str) -> str:
+    """The expression that reads a column: `text`, or `row["a name"]` where the name means something else."""
+    plain = name.isascii() and name.isidentifier()
+    if plain and name not in RESERVED and name.lower() not in _KEYWORDS:
+        return name
+    return f"row[{json.dumps(name, ensure_ascii=False)}]"
 
 
 class TemplateError(UserError):

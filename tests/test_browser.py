@@ -17,19 +17,10 @@ from promptforge_playground.playground import Playground, Shown
 from promptforge_playground.saving import Shelf
 from promptforge_playground.server import Server
 
-from promptforge import Task
+from promptforge import Task, Template
 
 sync = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-     if (found := shutil.which(name))),
-    None,
-)  # fmt: skip
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="there is no Chromium on the PATH: install the system's (on Debian 'apt install chromium')",
-)
 EVIL = (
     "<img src=x onerror=document.title='got'><script>document.title='got'</script> {{ 7*7 }} dull"
 )
@@ -37,10 +28,14 @@ EVIL = (
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("there is no Chromium on the PATH: install the system's (on Debian 'apt install chromium')")  # fmt: skip
     with sync.sync_playwright() as playwright:
         # Chromium's own sandbox does not work for root, as whom containers run.
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        made = playwright.chromium.launch(executable_path=found, args=arguments)
         yield made
         made.close()
 
@@ -268,6 +263,41 @@ def test_label_words_and_values_are_edited(bench: Bench, reviews: Path) -> None:
             texts(page, "#parts .column-0") == ["Utterly dull."]
             and texts(page, "#likely .word") != words
         )
+
+
+def test_a_save_of_ones_own_is_no_change_by_others(browser: Any, tmp_path: Path) -> None:
+    """The first save writes all patterns; label words that are shared change for all of them."""
+
+    def save(page: Any, pattern: str, text: str) -> None:
+        page.locator(f"label:has(#pattern-{pattern})").click()
+        write(page, text)
+        page.locator("#save").click()
+        sync.expect(page.locator("#status")).to_contain_text(f"{pattern}.jinja")
+        assert page.locator("#error").is_hidden()
+
+    task = Task.inline(
+        [Template(f"{{{{ text }}}} {name} {{{{ mask }}}}", name=name) for name in ("one", "two")],
+        labels={"a": ["bad"], "b": ["good"]},
+    )
+    rows = [Shown({"text": "A joy."}, None)]
+    new = Playground(task, tiny.backbone("bert"), rows, shelf=Shelf(task, tmp_path / "mine"))
+    with Server(new) as server:
+        server.start()
+        with opened(browser, server.url, network=True) as page:
+            save(page, "one", "{{ text }} One {{ mask }}")
+            save(page, "two", "{{ text }} Two {{ mask }}")
+    loaded = Task.load(tmp_path / "mine")
+    with Server(Playground(loaded, tiny.backbone("bert"), rows, shelf=Shelf(loaded))) as server:
+        server.start()
+        with opened(browser, server.url, network=True) as page:
+            page.locator("label:has(#pattern-two)").click()
+            page.get_by_label("b", exact=True).fill("fine")
+            save(page, "two", "{{ text }} Two! {{ mask }}")
+            page.locator("label:has(#pattern-one)").click()
+            assert page.get_by_label("b", exact=True).input_value() == "fine"
+            save(page, "one", "{{ text }} One! {{ mask }}")
+            assert page.locator(".dirty").count() == 0
+    assert Task.load(tmp_path / "mine").labels == {"a": ["bad"], "b": ["fine"]}
 
 
 def test_text_from_the_data_is_text(bench: Bench) -> None:

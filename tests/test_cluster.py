@@ -22,6 +22,8 @@ from typing import Any
 import psutil
 import pytest
 
+from promptforge.cli import run as promptforge
+
 pytest.importorskip("ray")
 pytest.importorskip("distributed")
 
@@ -112,12 +114,9 @@ def under_way(run: Path) -> list[str]:
 def undisturbed(
     task: Path, tiny_model: Folder, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
-    """What the run gives with loky, where nobody is killed."""
-    run = tmp_path_factory.mktemp("loky") / "run"
-    done = subprocess.run(
-        command(task, tiny_model("bert"), run), capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert done.returncode == 0, done.stderr
+    """What the run gives in one process, where nobody is killed."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    assert promptforge(command(task, tiny_model("bert"), run, "--jobs", "1")[3:]) == 0
     assert len(made(run)) == MEMBERS + 2  # the final model, and what was said
     return made(run)
 
@@ -132,7 +131,7 @@ def short() -> Iterator[Path]:
 
 @pytest.fixture
 def ray_cluster(short: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Two nodes with two CPUs each."""
+    """Two nodes with a CPU each."""
     monkeypatch.setenv(
         "RAY_worker_niceness", "0"
     )  # else everything else on the machine comes first
@@ -141,7 +140,7 @@ def ray_cluster(short: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     (short / "ray").mkdir()
     from ray.cluster_utils import Cluster
 
-    size = {"object_store_memory": 100 * 2**20, "num_cpus": 2}
+    size = {"object_store_memory": 100 * 2**20, "num_cpus": 1}
     before = {p.pid for p in psutil.Process().children(recursive=True)}
     cluster = Cluster(
         initialize_head=True,

@@ -15,7 +15,7 @@ from promptforge_importers.writing import Value, column, literal, template
 from promptforge import TemplateImporter, UserError, hookimpl, import_templates, plugins
 from promptforge.importing import Remark, slug, unique
 from promptforge.task import Pattern, Task
-from promptforge.template import Template
+from promptforge.template import COLUMN, RESERVED, Template, Text, of_column
 from tests.importing import imported, shown
 
 Command = Callable[..., Any]
@@ -211,6 +211,18 @@ def test_any_words_stay_words(text: str) -> None:
 def test_any_column_can_be_read(name: str) -> None:
     source = template([column(name)])
     assert Template(source).render({name: "x"}).parts[0].text == "x"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*RESERVED, "and", "caller", "dict", "elif", "false", "False", "for", "if", "in", "is", "loop", "namespace",
+     "None", "not", "range", "self", "super", "true", 'say "x"', "it's", "a\\b", "{{ x }}", "%}", "2nd", "été"],
+)  # fmt: skip
+def test_a_column_that_is_called_like_something_else(name: str) -> None:
+    made = Template(f"{{{{ {of_column(name)} }}}} {{{{ mask }}}}")
+    assert made.columns == [name]
+    made.check([name], example={name: "x"})
+    assert made.render({name: "x"}).parts[0] == Text("x", name, COLUMN)
 
 
 def test_steps_after_an_expression() -> None:

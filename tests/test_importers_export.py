@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,10 @@ def test_shipped_tasks(tmp_path: Path, name: str) -> None:
         ("{{ text|truncate_here(side='left') }}{{mask}}", "{{ text }}{{mask}}"),
         ("{{ text | upper | keep }} {{ mask }}", "{{ text | upper }} {{ mask }}"),
         ('{{ text }} {{ mask(3) }}{{ tail(".") }}', "{{ text }} {{ (mask * 3) }}."),
+        ("{% set n = 2 %}{{ text }} {{ mask(n) }}", "{% set n = 2 %}{{ text }} {{ (mask * (n)) }}"),
+        ("{{ text }} {{ mask(length=n + 1 - 1) }}", "{{ text }} {{ (mask * (n + 1 - 1)) }}"),
+        ("{{ text }} {{ mask() }}{{ tail('\\x21') }}", "{{ text }} {{ mask }}{{ '\\x21' }}"),
+        ('{{ text }} {{ mask }}{{ tail("\\x21") }}', '{{ text }} {{ mask }}{{ "\\x21" }}'),
         ("{{ text }} {{ soft('It was') }} {{ mask }}", "{{ text }} It was {{ mask }}"),
         ('{{ soft(n=5) }}{{ soft("So, well", id="x") }} {{ text }} {{ mask }}', "So, well {{ text }} {{ mask }}"),
         ("{{ text }}{{ sep }}{{ title }} {{ mask }}", "{{ text }}\n{{ title }} {{ mask }}"),
@@ -91,6 +97,8 @@ def test_the_mask_as_a_text(tmp_path: Path) -> None:
     assert made == "{{ text }} </s> <mask><mask>."
     assert written(tmp_path / "b", "{{ text }} {{ mask }}", mask="{{ x }}").count("raw") == 2
     assert written(tmp_path / "c", "{{ text }} It was {{ mask }}", mask="") == "{{ text }} It was "
+    made = written(tmp_path / "d", "{% set n = 2 %}{{ text }} {{ mask(n) }}", mask="<mask>")
+    assert JINJA.from_string(made).render(text="So") == "So <mask><mask>"
 
 
 def test_notes_say_what_was_left_out(tmp_path: Path) -> None:
@@ -109,6 +117,10 @@ def test_notes_say_what_was_left_out(tmp_path: Path) -> None:
         ("{% for d in demos %}{{ d.word }}{% else %}None.{% endfor %}{{ text }} {{ mask }}", "where there are no demonstrations"),
         ("{{ row['my column'] }} {{ text }} {{ mask }}", "whose name is no variable"),
         ("{% for c in row %}{{ row[c] }}{% endfor %} {{ mask }}", "whose name is no variable"),
+        ("{{ text }} {{ mask(words | length) }}", "'words', which only templates here have"),
+        ("{{ text }} {{ mask }}{% if mask.length == 1 %}.{% endif %}", "plain Jinja cannot render it"),
+        ("{{ text }} {{ mask", "is not closed"),
+        ("{{ (" + "(" * 3000 + "text" + ")" * 3000 + ") }} {{ mask }}", "recursion"),
         ("{% set m = mask %}{{ text }} {{ demos | length }} {{ row }} {{ mask }}", "'row', which only templates here have"),
     ],
 )  # fmt: skip
@@ -120,6 +132,18 @@ def test_what_cannot_be_exported(tmp_path: Path, source: str, reason: str) -> No
     with pytest.raises(UserError, match="No pattern of 'moods' could be exported"):
         export_templates(task(source), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_nothing_is_worked_out_for_ever(tmp_path: Path) -> None:
+    """In a process of its own: what does not end is ended."""
+    asked = (
+        "from promptforge.template import Template; from promptforge import Task, export_templates;"
+        "sources = ['{{ 9 ** (9 ** 9) }}{{ text }} {{ mask }}', '{{ text }} {{ mask }}'];"
+        "made = [Template(s, name=f'p{i}') for i, s in enumerate(sources)];"
+        "export_templates(Task.inline(made, labels=['a', 'b']), 'out')"
+    )
+    subprocess.run([sys.executable, "-c", asked], cwd=tmp_path, timeout=100, check=True)
+    assert (tmp_path / "out" / "p1.jinja").is_file()
 
 
 def test_a_task_that_generates_has_no_words(tmp_path: Path) -> None:

@@ -218,6 +218,35 @@ def test_lm_eval_targets(
     assert (task.label_column, task.labels) == (column, labels)
 
 
+@pytest.mark.parametrize(
+    ("target", "values"),
+    [
+        ("answer", {"A": "0", "B": "1", "C": "2"}),
+        ("{{answer}}", {"A": "0", "B": "1", "C": "2"}),
+        (" {{ answer }} ", {"A": "0", "B": "1", "C": "2"}),
+        ("{{answer|int}}", {}),
+    ],
+)
+def test_lm_eval_answers_are_numbers_or_texts(
+    tmp_path: Path, target: str, values: dict[str, str]
+) -> None:
+    source = lm_eval(
+        doc_to_text="{{sentence}}", doc_to_target=target, doc_to_choice=["A", "B", "C"]
+    )
+    task = imported(tmp_path, {"mood.yaml": source}).tasks["mood"]
+    assert (task.label_column, task.labels) == ("answer", {"0": ["A"], "1": ["B"], "2": ["C"]})
+    assert task.values == values
+
+
+def test_lm_eval_true_and_false_are_numbers_of_a_column_by_name_only(tmp_path: Path) -> None:
+    """`{{ label }}` writes "True", which is none of the choices."""
+    for name, target in (("a", "label"), ("b", "{{label}}")):
+        source = lm_eval(doc_to_text="{{sentence}}", doc_to_target=target, doc_to_choice=["no", "yes"])  # fmt: skip
+        task = imported(tmp_path / name, {"mood.yaml": source}).tasks["mood"]
+        truth = {"false": "0", "true": "1"} if target == "label" else {}
+        assert task.values == {**truth, "no": "0", "yes": "1"}
+
+
 def test_lm_eval_generates(tmp_path: Path) -> None:
     source = lm_eval(output_type="generate_until", doc_to_text="Q: {{sentence}}\nA:",
                      doc_to_target="{{answer}}", gen_prefix="So")  # fmt: skip

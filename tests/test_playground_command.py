@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import http.client
 import json
 import os
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +22,7 @@ from promptforge_playground.playground import Draft, Playground, Shown
 from promptforge_playground.saving import Conflict, Shelf
 
 from promptforge import Task, Template, UserError
+from promptforge.task import Pattern
 
 Command = Callable[..., Any]
 ROWS = [Shown({"text": "A joy from start to finish."}, "positive")]
@@ -115,6 +118,77 @@ def test_a_new_task_folder_is_made_by_the_first_save(tmp_path: Path, reviews: Pa
         Shelf(Task.load(reviews), tmp_path / "other")
 
 
+def test_a_save_tells_what_it_changed_of_the_other_patterns(tmp_path: Path) -> None:
+    """The first save writes all patterns, and saving words those of all that share them."""
+    templates = [
+        Template(f"{{{{ text }}}} {name} {{{{ mask }}}}", name=name) for name in ("p", "q")
+    ]
+    task = Task.inline(templates, labels={"a": ["x"], "b": ["y"]})
+    made = playground("bert", task, shelf=Shelf(task, tmp_path / "mine"))
+    first = made.save(Draft(pattern="p", template="{{ text }} P {{ mask }}", words=task.labels))
+    assert all(p.words is None for p in Task.load(tmp_path / "mine").patterns.values())
+    (other,) = first["others"]
+    assert (other["pattern"], other["was"], other["template"]) == ("q", None, "{{ text }} q {{ mask }}")  # fmt: skip
+    second = made.save(Draft(pattern="q", template="Q {{ text }} {{ mask }}", stamp=other["stamp"]))
+    assert [(o["pattern"], o["was"], o["stamp"]) for o in second["others"]] == [("p", first["stamp"], first["stamp"])]  # fmt: skip
+    assert [p.template.source for p in Task.load(tmp_path / "mine").patterns.values()] == [
+        "{{ text }} P {{ mask }}", "Q {{ text }} {{ mask }}",
+    ]  # fmt: skip
+
+    again = Task.load(tmp_path / "mine")
+    made = playground("bert", again)
+    start = {p["pattern"]: p for p in made.state()["patterns"]}
+    words = {"a": ["v"], "b": ["w"]}
+    saved = made.save(Draft(pattern="p", template="{{ mask }}", words=words, stamp=start["p"]["stamp"]))  # fmt: skip
+    (other,) = saved["others"]
+    assert (other["was"], other["words"]) == (start["q"]["stamp"], words)
+    made.save(Draft(pattern="q", template="{{ mask }} !", words=words, stamp=other["stamp"]))
+    # What somebody else changed of the other one before the save is not what the page has seen.
+    fresh, seen = made.pattern("p"), made.pattern("q")["stamp"]
+    (tmp_path / "mine" / "q.jinja").write_text("Theirs {{ mask }}\n", encoding="utf-8")
+    (other,) = made.save(Draft(pattern="p", template="{{ mask }}.", stamp=fresh["stamp"]))["others"]
+    assert other["was"] != seen
+
+
+def test_a_save_keeps_permissions_line_ends_and_the_byte_order_mark(reviews: Path) -> None:
+    toml, file = reviews / "task.toml", reviews / "it-was.jinja"
+    text = "# of mine\n" + toml.read_text(encoding="utf-8")
+    toml.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    file.write_bytes(b"{{ text }}\r\nIt was {{ mask }}\r\n")
+    toml.chmod(0o600)
+    file.chmod(0o664)
+    made = playground("bert", Task.load(reviews))
+    words = {"negative": ["dull"], "positive": ["great"]}
+    made.save(Draft(pattern="it-was", template="{{ text }}\nSo {{ mask }}", words=words, stamp=made.pattern("it-was")["stamp"]))  # fmt: skip
+    assert Task.load(reviews).words_for("it-was") == words
+    assert file.read_bytes() == b"{{ text }}\r\nSo {{ mask }}\r\n"
+    before, after = text.splitlines(), toml.read_bytes().decode("utf-8-sig").split("\r\n")
+    assert toml.read_bytes().startswith(b"\xef\xbb\xbf# of mine\r\n")
+    changed = [line for line in before if line not in after]
+    assert len(after) == len(before) + 1 and "\n" not in "".join(after)
+    assert changed and all(line.startswith(("negative", "positive")) for line in changed)
+    assert [oct(path.stat().st_mode & 0o777) for path in (toml, file)] == ["0o600", "0o664"]
+
+
+def test_a_pattern_in_a_folder_below_is_saved(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "task.toml").write_text(
+        'name = "mine"\n[columns]\ninputs = ["text"]\n[labels]\na = ["x"]\nb = ["y"]\n'
+        '[patterns.p]\nfile = "sub/p.jinja"\n[patterns.q]\n', encoding="utf-8",
+    )  # fmt: skip
+    for name in ("sub/p", "q"):
+        (folder / f"{name}.jinja").write_text("{{ text }} {{ mask }}\n", encoding="utf-8")
+    made = playground("bert", Task.load(folder))
+    assert made.state()["refusal"] == ""
+    made.save(Draft(pattern="p", template="So {{ text }} {{ mask }}", stamp=made.pattern("p")["stamp"]))  # fmt: skip
+    assert (folder / "sub" / "p.jinja").read_text(encoding="utf-8") == "So {{ text }} {{ mask }}\n"
+    chosen = playground("bert", Task.load(folder).choose(["p"]))
+    assert chosen.state()["refusal"] == ""
+    strange = replace(Task.load(folder), patterns={"inline": Pattern("inline", Template("{{ text }} {{ mask }}"))})  # fmt: skip
+    assert "--template" in playground("bert", strange).state()["refusal"]
+
+
 # --- the command ----------------------------------------------------------------------------
 
 
@@ -194,6 +268,29 @@ def test_a_table_alone_is_enough(tiny_model: Callable[[str], Path], tmp_path: Pa
     assert unlabelled["labels"] == [] and unlabelled["rows"] == [{"values": {"text": "A long film"}, "label": None}]  # fmt: skip
     empty = opened(task="sentiment", data=None).state()
     assert empty["rows"] == [{"values": {"text": ""}, "label": None}]
+
+
+@pytest.mark.parametrize(
+    "column", ["row", "words", "labels", "mask", "true", 'say "x"', "a\\b", "it's"]
+)
+def test_the_first_template_shows_the_column_whatever_it_is_called(
+    tiny_model: Callable[[str], Path], tmp_path: Path, column: str
+) -> None:
+    from promptforge_playground.opening import open_playground
+
+    from promptforge.progress import Reporter
+
+    with (tmp_path / "t.csv").open("w", encoding="utf-8", newline="") as handle:
+        csv.writer(handle).writerows([[column, "label"], ["great film", "pos"], ["dull", "neg"]])
+    params: dict[str, Any] = dict.fromkeys(("task", "label_column", "reader", "demonstrations"))
+    params |= {"data": str(tmp_path / "t.csv"), "text_column": (), "template": (), "pattern": (), "options": (), "model": str(tiny_model("bert"))}  # fmt: skip
+    made = open_playground(params, rows=2, save_to=None, report=Reporter())
+    state = made.state()
+    source = state["patterns"][0]["template"]
+    parts = made.render(Draft(pattern="inline", template=source))["parts"]
+    assert [part.get("text") for part in parts] == ["great film", " It was ", None]
+    assert parts[0]["source"] == column
+    assert source.startswith(f"{{{{ {state['expressions'][0]} }}}}")
 
 
 def test_rows_of_a_task_with_several_labels_are_asked_one_by_one(

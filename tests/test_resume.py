@@ -245,7 +245,7 @@ def test_a_grid_goes_on_where_it_stood(
     assert Path("mine", WEIGHTS).read_bytes() == Path("whole", WEIGHTS).read_bytes()
 
 
-@pytest.mark.parametrize("strategy", ["prompt", "finetune", "prompt with alpha"])
+@pytest.mark.parametrize("strategy", ["finetune", "prompt with alpha"])
 def test_two_processes_train_as_one(command: Command, options: list[str], strategy: str) -> None:
     """With the command that the loop's page names: losses equal to 1e-4, and 99.5 % of the weights.
 

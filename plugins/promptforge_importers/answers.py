@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import meta, nodes
@@ -54,6 +54,20 @@ class Answers:
 _SYNTAX = jinja2.Environment()
 
 
+class _Names(meta.TrackingCodeGenerator):
+    """Finds the names in a template and computes nothing.
+
+    Jinja works out what is constant before it is asked for anything: `9 ** (9 ** 9)` would never end.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_SYNTAX)
+        self.optimizer = None
+
+    def _output_child_to_const(self, *_: Any) -> NoReturn:
+        raise nodes.Impossible
+
+
 @lru_cache(maxsize=1024)
 def _parsed(source: str) -> tuple[nodes.Template, frozenset[str]]:
     """The syntax tree of a foreign template, and the names that it uses and does not define.
@@ -66,14 +80,14 @@ def _parsed(source: str) -> tuple[nodes.Template, frozenset[str]]:
         for name in ("random", "choice"):
             if any(f.name == name for f in tree.find_all(nodes.Filter)):
                 raise Unconvertible(f"it draws something at random ({name}).")
-        # Looking for names folds the constants of a tree, so it has one of its own.
-        free = meta.find_undeclared_variables(_SYNTAX.parse(source)) - _SYNTAX.globals.keys()
-    except (jinja2.TemplateSyntaxError, RecursionError) as error:
+        names = _Names()
+        names.visit(tree)
+    except (jinja2.TemplateSyntaxError, RecursionError, ValueError) as error:
         raise Unconvertible(f"no Jinja that templates here can be: {error}") from None
     for call in tree.find_all(nodes.Call):
-        if isinstance(call.node, nodes.Name) and call.node.name in free:
+        if isinstance(call.node, nodes.Name) and call.node.name in names.undeclared_identifiers:
             raise Unconvertible(f"it calls {call.node.name}(), which templates here do not have.")
-    return tree, frozenset(free)
+    return tree, frozenset(names.undeclared_identifiers)
 
 
 def parse(source: str) -> nodes.Template:
@@ -100,14 +114,19 @@ def bare_column(source: str) -> str | None:
 
 
 def constant_list(source: str) -> list[str] | None:
-    """The texts of a list where a template makes the same one for every row: `{{ ["a", "b"] }}`."""
+    """The texts of a list where a template is one of plain texts: `{{ ["a", "b"] }}`."""
     try:
         tree = parse(source.strip())
         expression = tree.body[0].nodes[0] if len(tree.body) == 1 else None  # type: ignore[attr-defined]
-        value = expression.as_const() if isinstance(expression, nodes.List) else None
-    except (Unconvertible, nodes.Impossible, AttributeError, IndexError):
+    except (Unconvertible, AttributeError, IndexError):
         return None
-    return [str(v) for v in value] if isinstance(value, list) else None
+    return _texts(expression) if isinstance(expression, nodes.List) else None
+
+
+def _texts(found: nodes.List) -> list[str] | None:
+    """The texts in a list; None where one of them is worked out."""
+    texts = [str(item.value) for item in found.items if isinstance(item, nodes.Const)]
+    return texts if len(texts) == len(found.items) else None
 
 
 def answers_of(target: str, choices: Sequence[str] | None) -> Answers:
@@ -157,10 +176,7 @@ def _indexed_list(target: str) -> list[str] | None:
     """The texts of `["a", "b"]` where a target is `{{ ["a", "b"][column] }}`."""
     for node in parse(target).find_all(nodes.Getitem):
         if isinstance(node.node, nodes.List):
-            try:
-                return [str(value) for value in node.node.as_const()]
-            except nodes.Impossible:
-                return None
+            return _texts(node.node)
     return None
 
 

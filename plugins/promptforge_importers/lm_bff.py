@@ -33,7 +33,7 @@ from promptforge_importers.writing import (
 )
 
 _TEMPLATE = re.compile(r"\*cls\*|\*mask\*")
-_SENTENCE = re.compile(r"(\+?)sent([lu]?)(-?)_(\d+)")
+_SENTENCE = re.compile(r"(\+?)sent([lu]?)(-?)_(\d{1,9})")
 _CASE = re.compile(r"^\s*[\"']?([\w.-]+)[\"']?\)\s*$")
 _ASSIGNED = re.compile(r"^\s*(TEMPLATE|MAPPING)=(.*?)\s*$")
 _SCORE = re.compile(r"^-?\d+(?:\.\d+)?\s+(?=[*{])")
@@ -140,10 +140,12 @@ class LmBffImporter(WordsImporter):
                 p for p in others if p != path and re.match(r"\s*(?:-?[\d.]+\s+)?\{", beginning(p))
             ]
         for file in files:
-            lines = [line for line in read_text(file).splitlines() if line.strip()]
             try:
+                lines = [line for line in read_text(file).splitlines() if line.strip()]
                 first = _mapping(_SCORE.sub("", lines[0].strip())) if lines else {}
             except Unconvertible as reason:
+                if self.words is not None:
+                    raise Unconvertible(f"words={file}: {reason}") from None
                 yield Remark(str(file), "", str(reason))
                 continue
             if not first:

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 from promptforge.importing import Remark, TemplateImporter, slug
 from promptforge.task import Pattern, Task
 from promptforge.template import RESERVED, Template
-from promptforge_importers.answers import Answers, answers_of, constant_list, variables
+from promptforge_importers.answers import Answers, answers_of, bare_column, constant_list, variables
 from promptforge_importers.files import beginning
 from promptforge_importers.writing import Unconvertible, column, literal
-from promptforge_importers.yaml_source import Tagged, read_yaml, yaml_files
+from promptforge_importers.yaml_source import Tagged, read_yaml, text_of, yaml_files
 
 MOST_INCLUDES = 20
 
@@ -41,11 +41,11 @@ class LmEvalImporter(TemplateImporter):
         for path in yaml_files(source):
             try:
                 data = _read(path, included)
-                if not isinstance(data.get("task"), str):
-                    if path == source or data.get("task"):
-                        raise Unconvertible(
-                            "it is a group of tasks; the tasks are files of their own."
-                        )
+                if isinstance(data.get("task"), list | dict):
+                    raise Unconvertible("it is a group of tasks; the tasks are files of their own.")
+                if not text_of(data, "task"):
+                    if path == source:
+                        raise Unconvertible("it has no 'task'.")
                     continue  # a file that others include
                 yield from _task(data, str(path))
             except Unconvertible as reason:
@@ -63,11 +63,17 @@ def _read(path: Path, known: dict[Path, Mapping[str, Any]], depth: int = 0) -> M
     if not isinstance(data, dict):
         raise Unconvertible("a mapping was expected.")
     merged: dict[str, Any] = {}
-    names = data.get("include", [])
+    names = data.get("include") or []
     for name in names if isinstance(names, list) else [names]:
-        if not isinstance(name, str) or Path(name).is_absolute():
+        if not isinstance(name, str):
+            raise Unconvertible("include: the name of a file was expected.")
+        if Path(name).is_absolute():
             raise Unconvertible(f"include: {name!r} is not a file beside it.")
-        if not (path.parent / name).is_file():
+        try:
+            there = (path.parent / name).is_file()
+        except OSError:  # no disk has so long a name
+            there = False
+        if not there:
             raise Unconvertible(f"include: there is no file {name} beside it.")
         base = _read(path.parent / name, known, depth + 1)
         merged |= {key: value for key, value in base.items() if key not in ("include", "task_list")}
@@ -77,10 +83,10 @@ def _read(path: Path, known: dict[Path, Mapping[str, Any]], depth: int = 0) -> M
 
 def _task(data: Mapping[str, Any], path: str) -> Iterator[Task | Remark]:
     """The task that a file describes."""
-    name = str(data["task"])
+    name = text_of(data, "task")
     for key in ("doc_to_text", "doc_to_target", "doc_to_choice", "description", "gen_prefix"):
         if isinstance(value := data.get(key), Tagged):
-            raise Unconvertible(f"{key} is code ({value.tag} {value.value}), which is not run.")
+            raise Unconvertible(f"{key} is code ({value}), which is not run.")
     for key in ("doc_to_image", "doc_to_audio", "use_prompt", "class"):
         if data.get(key):
             raise Unconvertible(f"{key}: its prompt is more than this text.")
@@ -88,18 +94,18 @@ def _task(data: Mapping[str, Any], path: str) -> Iterator[Task | Remark]:
         raise Unconvertible(
             "it scores whole texts (loglikelihood_rolling): there is nothing to ask."
         )
-    if "doc_to_text" not in data or "doc_to_target" not in data:
+    if data.get("doc_to_text") is None or data.get("doc_to_target") is None:
         raise Unconvertible("it has no doc_to_text and doc_to_target.")
     choices = _choices(data.get("doc_to_choice"))
     answers = _answers(data["doc_to_target"], choices)
     words = {label: [word] for label, word in answers.labels.items()}
     pattern = Pattern("prompt", Template(_prompt(data), name="prompt", origin=path))
-    where = ", ".join(str(data[k]) for k in ("dataset_path", "dataset_name") if data.get(k))
+    where = ", ".join(filter(None, (text_of(data, k) for k in ("dataset_path", "dataset_name"))))
     if isinstance(code := data.get("process_docs"), Tagged):
         yield Remark(
             path,
             name,
-            f"process_docs is code ({code.tag} {code.value}), which is not run: the data must have the "
+            f"process_docs is code ({code}), which is not run: the data must have the "
             "columns that it makes.",
             imported=True,
         )
@@ -123,17 +129,21 @@ def _choices(value: Any) -> list[str] | None:
         value = list(value.values())
     if isinstance(value, str):
         value = constant_list(value)
-    if value is None:
-        raise Unconvertible("doc_to_choice: the answers differ from row to row.")
-    if not all(isinstance(v, (str, int, float)) for v in value):
+        if value is None:
+            raise Unconvertible(
+                "doc_to_choice: the answers differ from row to row, or are worked out."
+            )
+    if not isinstance(value, list) or not all(isinstance(v, (str, int, float)) for v in value):
         raise Unconvertible("doc_to_choice: a list of texts was expected.")
     return [str(v) for v in value]
 
 
 def _answers(target: Any, choices: list[str] | None) -> Answers:
     """The column of the answer, and what its values mean: an index or the text of a choice."""
-    if not isinstance(target, str):
+    if isinstance(target, int | float):
         raise Unconvertible("doc_to_target: the answer is the same for every row.")
+    if not isinstance(target, str):
+        raise Unconvertible("doc_to_target: a text was expected.")
     source = f"{{{{ {target} }}}}" if target.isidentifier() else target
     if not choices:
         return answers_of(source, None)
@@ -143,10 +153,12 @@ def _answers(target: Any, choices: list[str] | None) -> Answers:
     except Unconvertible:
         return answers_of(source, choices)
     labels = {label: choices[int(number)] for label, number in found.labels.items()}
-    if not target.isidentifier():
+    if bare_column(source) is None:
         return Answers(found.column, labels, found.values)
-    # The harness takes the text of a choice too, and True and False as numbers.
-    values = {"false": "0", "true": "1"} if set(labels) == {"0", "1"} else {}
+    # The harness takes the text of a choice too, and True and False as numbers where it reads the
+    # column itself; `{{ column }}` makes a text of them.
+    binary = target.isidentifier() and set(labels) == {"0", "1"}
+    values = {"false": "0", "true": "1"} if binary else {}
     values |= {text: label for label, text in labels.items() if text not in labels}
     return Answers(found.column, labels, values)
 

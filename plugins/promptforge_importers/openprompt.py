@@ -34,6 +34,9 @@ from promptforge_importers.writing import (
     template,
 )
 
+#: What a template here may have of one soft token.
+MOST_SOFT = 512
+
 _TOKEN = re.compile(r"""\{\s*["'](?:placeholder|mask|meta|soft|soft_id|special|text)["']""")
 _MASK = re.compile(r"""\{\s*["']mask["']""")
 _WORD_FILES = re.compile(r"verbali[sz]er|label_words", re.IGNORECASE)
@@ -243,11 +246,15 @@ def _processed(value: str | Pieces, given: dict[str, Any]) -> Any:
 def _soft(given: dict[str, Any], known: dict[int, list[SoftText]], name: str) -> list[SoftText]:
     """Trainable tokens; `soft_id` repeats those of the token that had it first."""
     number = given.get("soft_id")
+    if not (number is None or isinstance(number, int)):
+        raise Unconvertible("the soft_id of a soft token is a number.")
     if number is not None and number in known:
         return known[number]
     text, times = given.get("soft"), given.get("duplicate", 1)
     if not (text is None or isinstance(text, str)) or not isinstance(times, int) or times < 1:
         raise Unconvertible("a soft token has a text, or a number as its duplicate.")
+    if times > MOST_SOFT:
+        raise Unconvertible(f"a soft token is there at most {MOST_SOFT} times.")
     shared = None if number is None else f"{name}-{number}"
     if text:
         made = [SoftText(text, id=shared)]

@@ -61,6 +61,8 @@ class PetImporter(NamedImporter):
                     yield from self._pair(module, name, str(path))
             except Unconvertible as reason:
                 yield Remark(str(path), "", str(reason))
+            except RecursionError:
+                yield Remark(str(path), "", "an expression is nested too deeply.")
 
     def _pair(self, module: Module, name: str, path: str) -> Iterator[Task | Remark]:
         """The task of one class."""
@@ -250,9 +252,12 @@ def _prompt(returned: Any) -> list[Piece]:
             raise Unconvertible("get_parts returns two lists; this is something else.")
         out: list[Piece] = []
         for item in listed:
-            text, cut = (
+            given = (
                 item if isinstance(item, tuple) and not isinstance(item, Pieces) else (item, False)
             )
+            if len(given) != 2:
+                raise Unconvertible("get_parts returns texts; this is something else.")
+            text, cut = given
             found = [Value(p.source, not cut) if isinstance(p, Value) else p for p in pieces(text)]
             # A space at an end is the one that comes between two texts anyway.
             if found and isinstance(found[0], str):

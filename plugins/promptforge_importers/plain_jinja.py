@@ -27,7 +27,13 @@ from promptforge.task import Pattern, Task
 from promptforge.template import Mask, Prompt, Sep, Soft, Text
 from promptforge_importers.writing import Unconvertible, literal, quoted
 
-_PLAIN = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+
+class _Plain(ImmutableSandboxedEnvironment):
+    # Of an operator that is intercepted nothing is worked out before the template is rendered.
+    intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
+
+
+_PLAIN = _Plain(undefined=jinja2.StrictUndefined)
 _MARKS = ("keep", "truncate_here")
 _TRIAL = "A text, for trial; of two parts."
 
@@ -77,7 +83,7 @@ class JinjaExporter(TemplateExporter):
         try:
             compiled = _PLAIN.from_string(source)
             free = meta.find_undeclared_variables(_PLAIN.parse(source))
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError) as error:
             raise Unconvertible(f"plain Jinja does not have all that it uses: {error}") from None
         unknown = sorted(free - {"mask", *task.binary.inputs} - _PLAIN.globals.keys())
         if unknown:
@@ -90,7 +96,10 @@ class JinjaExporter(TemplateExporter):
         except UserError:
             return source, notes  # values of another kind are wanted: nothing to compare
         expected = self._text(prompt)
-        found = compiled.render(**row, mask="mask")
+        try:
+            found = compiled.render(**row, mask="mask")
+        except Exception as error:  # what a template does with `mask`, a text, may be anything
+            raise Unconvertible(f"plain Jinja cannot render it: {error}") from None
         if found != expected:
             raise Unconvertible(f"as plain Jinja it would say {found!r}, not {expected!r}.")
         return source, notes
@@ -162,10 +171,10 @@ class _Rewriting:
                 end = self._closing(i, "variable_end")
                 inside = self.tokens[i + 1 : end]
                 written = self._expression(inside)
-                said = re.fullmatch(r'\s*("(?:[^"\\]|\\.)*")\s*', written)
+                said = _said(written)
                 changed = written != "".join(t.text for t in inside)
-                if said and changed:  # a constant is the template's own words
-                    out.append(literal(json.loads(said[1])))
+                if said is not None and changed:  # a constant is the template's own words
+                    out.append(literal(said))
                 else:
                     out.append(token.text + written + self.tokens[end].text)
                 i = end + 1
@@ -181,7 +190,10 @@ class _Rewriting:
         return "".join(out)
 
     def _closing(self, start: int, end: str) -> int:
-        return next(i for i in range(start + 1, len(self.tokens)) if self.tokens[i].kind == end)
+        for i in range(start + 1, len(self.tokens)):
+            if self.tokens[i].kind == end:
+                return i
+        raise Unconvertible("a '{{ ... }}' or '{% ... %}' is not closed.")
 
     def _expression(self, tokens: list[_Token]) -> str:
         """The tokens of one expression or statement, our words replaced."""
@@ -221,11 +233,13 @@ class _Rewriting:
         """One of our words as an expression of plain Jinja."""
         match word:
             case "mask":
-                text = "mask" if self.mask is None else quoted(self.mask)
-                times = int((given or {}).get("0", (given or {}).get("length", "1")))
-                if self.mask is not None:
-                    return quoted(self.mask * times)
-                return text if times == 1 else f"(mask * {times})"
+                times = (given or {}).get("0", (given or {}).get("length", "1"))
+                if not re.fullmatch(r"\d{1,2}", times):
+                    times = f"({times})"  # worked out in the template
+                elif self.mask is not None:
+                    return quoted(self.mask * int(times))
+                mask = "mask" if self.mask is None else quoted(self.mask)
+                return mask if times == "1" else f"({mask} * {times})"
             case "sep":
                 return quoted(self.separator)
             case "tail":
@@ -263,6 +277,16 @@ class _Rewriting:
 
 
 _WORDS = ("mask", "soft", "sep", "tail", "labels", "words", "demos", "row")
+
+
+def _said(expression: str) -> str | None:
+    """The text that an expression is, where it is one in double quotes as JSON writes it."""
+    if not re.fullmatch(r'\s*"(?:[^"\\]|\\.)*"\s*', expression):
+        return None
+    try:
+        return str(json.loads(expression))
+    except ValueError:  # "\x41", which Jinja reads
+        return None
 
 
 def _blocks(tokens: list[_Token]) -> Iterator[tuple[int, int, list[str]]]:

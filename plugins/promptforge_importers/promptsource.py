@@ -18,7 +18,7 @@ from promptforge.template import RESERVED, Template
 from promptforge_importers.answers import CHOICES, Answers, answers_of, variables, with_choices
 from promptforge_importers.files import beginning
 from promptforge_importers.writing import Unconvertible
-from promptforge_importers.yaml_source import Tagged, read_yaml, yaml_files
+from promptforge_importers.yaml_source import Tagged, read_yaml, text_of, yaml_files
 
 BETWEEN = "|||"
 
@@ -50,14 +50,14 @@ class PromptSourceImporter(TemplateImporter):
         templates = data.get("templates")
         if not isinstance(templates, dict):
             raise Unconvertible("it has no 'templates'.")
-        origin = "/".join(str(data[key]) for key in ("dataset", "subset") if data.get(key))
+        origin = "/".join(filter(None, (text_of(data, key) for key in ("dataset", "subset"))))
         name = slug(origin or path.stem)
         groups: dict[tuple[str, tuple[str, ...]], list[tuple[Pattern, Answers]]] = {}
         for key, value in templates.items():
             title = str(key)
             try:
                 about = _plain(value)
-                title = str(about.get("name") or key)
+                title = text_of(about, "name") or title
                 made, answers = _pattern(about, title, str(path))
             except Unconvertible as reason:
                 yield Remark(str(path), title, str(reason))
@@ -107,12 +107,15 @@ def _pattern(about: Mapping[str, Any], title: str, path: str) -> tuple[Pattern, 
         raise Unconvertible(
             "input and target stand in a condition or loop: it is for some rows only."
         ) from None
-    choices = _choices(about.get(CHOICES))
+    written = text_of(about, CHOICES)
+    choices = _choices(written)
     if choices is None and CHOICES in used:
-        raise Unconvertible("its answers differ from row to row.")
+        raise Unconvertible(
+            "its answers differ from row to row." if written else "it has no answer_choices."
+        )
     answers = answers_of(target, choices)
     words = {label: [word] for label, word in answers.labels.items()}
-    reference = str(about.get("reference") or "").strip()
+    reference = text_of(about, "reference").strip()
     description = f"{title} ({reference})" if reference else title
     source = f"{_renamed(with_choices(prompt, choices or []))} {{{{ mask }}}}".lstrip()
     name = slug(title)
@@ -120,9 +123,9 @@ def _pattern(about: Mapping[str, Any], title: str, path: str) -> tuple[Pattern, 
     return Pattern(name, template, words or None, None, description), answers
 
 
-def _choices(source: Any) -> list[str] | None:
+def _choices(source: str) -> list[str] | None:
     """The answers where they are the same for all rows."""
-    if not isinstance(source, str) or "{{" in source or "{%" in source:
+    if not source or "{{" in source or "{%" in source:
         return None
     return [choice.strip() for choice in source.split(BETWEEN)]
 

@@ -20,6 +20,8 @@ _METHODS = {
     "removeprefix", "removesuffix",
 }  # fmt: skip
 MOST_REPEATS = 64
+#: Characters of a constant, or parts of a list: no template comes near it.
+MOST_PARTS = 10_000
 
 
 class Pieces(tuple[Piece, ...]):
@@ -57,6 +59,15 @@ class Reader(ast.NodeVisitor):
             raise Unconvertible(f"`{_shown(node)}` fails: {error}") from None
         except RecursionError:
             raise Unconvertible("an expression is nested too deeply.") from None
+
+    def visit(self, node: ast.AST) -> Any:
+        """One step; what it makes may not grow without end (`x = x + x`, again and again)."""
+        value = super().visit(node)
+        if isinstance(value, (str, list, tuple)) and len(value) > MOST_PARTS:
+            raise Unconvertible(
+                f"`{_shown(node)}` makes more than {MOST_PARTS:,} characters or parts."
+            )
+        return value
 
     def generic_visit(self, node: ast.AST) -> Any:
         """Everything that has no method of its own here."""

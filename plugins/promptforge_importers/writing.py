@@ -7,13 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from promptforge.template import RESERVED
-
-#: Words that Jinja reads as its own, and no column can be written as.
-_JINJA = {
-    "and", "else", "elif", "endif", "false", "False", "for", "if", "import", "in", "include", "is",
-    "loop", "none", "None", "not", "or", "range", "dict", "namespace", "recursive", "true", "True",
-}  # fmt: skip
+from promptforge.template import of_column
 
 
 class Unconvertible(Exception):
@@ -81,9 +75,7 @@ def literal(text: str) -> str:
 
 def column(name: str) -> Value:
     """The value of a column."""
-    if name.isidentifier() and name.isascii() and name not in _JINJA and name not in RESERVED:
-        return Value(name)
-    return Value(f"row[{quoted(name)}]")
+    return Value(of_column(name))
 
 
 def template(pieces: Iterable[Piece]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +11,10 @@ import torch
 from torch import Tensor
 
 from promptforge import Backbone
-from promptforge.template import RESERVED
+from promptforge.template import of_column
 
 #: "<extra_id_7>", "[unused3]", "<|im_end|>": control tokens, which not every tokenizer calls special.
 _CONTROL = re.compile(r"\s*[<\[]\|?\w+\|?[>\]]\s*")
-#: Names that mean something else in a Jinja expression.
-_KEYWORDS = {"and", "else", "false", "if", "in", "is", "loop", "none", "not", "or", "true", "self"}
 
 
 class Spelling:
@@ -79,10 +76,7 @@ def literal(text: str) -> str:
 
 def expression(column: str) -> str:
     """A column in a template: `{{ text }}`, or `{{ row["a name"] }}`."""
-    plain = column.isascii() and column.isidentifier()
-    if plain and column not in RESERVED and column.lower() not in _KEYWORDS:
-        return f"{{{{ {column} }}}}"
-    return f"{{{{ row[{json.dumps(column, ensure_ascii=False)}] }}}}"
+    return f"{{{{ {of_column(column)} }}}}"
 
 
 @dataclass(frozen=True)

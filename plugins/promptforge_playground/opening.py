@@ -20,6 +20,7 @@ from promptforge.errors import UserError
 from promptforge.multilabel import LABEL, NO, YES
 from promptforge.progress import Reporter
 from promptforge.task import Task
+from promptforge.template import of_column
 from promptforge.tuning.run import find_artifact
 from promptforge_playground.playground import Playground, Shown
 from promptforge_playground.saving import Shelf
@@ -88,8 +89,8 @@ def _from_table(params: dict[str, Any], report: Reporter, roles: dict[str, str |
     if not params["template"]:
         texts = [c for c in columns if isinstance(first.get(c), str)] or columns
         longest = max(texts, key=lambda c: len(str(first.get(c))))
-        name = longest if longest.isidentifier() else f'row["{longest}"]'
-        params = {**params, "template": (f"{{{{ {name} }}}} It was {{{{ mask }}}}",)}
+        begun = f"{{{{ {of_column(longest)} }}}} It was {{{{ mask }}}}"
+        params = {**params, "template": (begun,)}
     params = {**params, "text_column": tuple(columns)}
     if params["label_column"] or label_column in first:
         return open_task(params, report, roles, generates=None)

@@ -20,7 +20,7 @@ from promptforge.progress import Reporter
 from promptforge.readout import Readout
 from promptforge.selection import DemonstrationSelector
 from promptforge.task import Task
-from promptforge.template import Template
+from promptforge.template import Template, of_column
 from promptforge.verbalizer import Words
 from promptforge_playground.saving import Saved, Shelf
 from promptforge_playground.turns import Turns
@@ -106,7 +106,7 @@ class Playground:
 
     def state(self) -> dict[str, Any]:
         """All that the page begins with."""
-        task, folder = self.task, self.shelf.folder
+        task, folder, on_disk = self.task, self.shelf.folder, self.shelf.patterns()
         return {
             "version": __version__,
             "task": task.name,
@@ -116,9 +116,10 @@ class Playground:
             "model": self.backbone.name,
             "family": self.backbone.family,
             "inputs": list(task.binary.inputs),
+            "expressions": [of_column(c) for c in task.binary.inputs],
             "labels": list(task.labels),
             "scale": bool(task.scale),
-            "patterns": [self.pattern(name) for name in task.patterns],
+            "patterns": [self._told(name, on_disk) for name in task.patterns],
             "rows": [
                 {
                     "values": {c: str(shown.values.get(c, "")) for c in task.binary.inputs},
@@ -130,8 +131,11 @@ class Playground:
 
     def pattern(self, name: str) -> dict[str, Any]:
         """A pattern as it is on the disk, or as the task was opened with it."""
-        pattern = self._pattern(name)
-        saved = self.shelf.find(name)
+        self._pattern(name)  # says what there is
+        return self._told(name, self.shelf.patterns())
+
+    def _told(self, name: str, on_disk: Mapping[str, Saved]) -> dict[str, Any]:
+        pattern, saved = self.task.patterns[name], on_disk.get(name)
         return {
             "pattern": name,
             "description": pattern.description,
@@ -194,6 +198,9 @@ class Playground:
     def save(self, draft: Draft) -> dict[str, Any]:
         """Write the draft's template and words to the task folder; the pattern as it is then.
 
+        `others` are the task's other patterns, each with `was`, its stamp before: a page that has
+        that one has seen all but this save.
+
         Raises:
             Conflict: the pattern changed on the disk since `draft.stamp`.
             UserError: a mistake in it, or a task that cannot be saved.
@@ -203,8 +210,14 @@ class Playground:
             task = self._task(draft, self.task.patterns)
             if any(not words for words in task.words_for(draft.pattern).values()):
                 raise UserError("A label has no words: give each at least one, then save.")
-            saved: Saved = self.shelf.save(task, draft.pattern, draft.stamp)
-            return {**self.pattern(draft.pattern), "saved": str(saved.file)}
+            before, after = self.shelf.save(task, draft.pattern, draft.stamp)
+            others = [
+                {**self._told(name, after), "was": before[name].stamp if name in before else None}
+                for name in self.task.patterns
+                if name != draft.pattern
+            ]
+            told = self._told(draft.pattern, after)
+            return {**told, "saved": told["file"], "others": others}
 
     def close(self) -> None:
         """Wait for what is under way; nothing is answered any more."""
@@ -229,7 +242,9 @@ class Playground:
             origin=pattern.template.origin,
             renderer=pattern.template.renderer,
         )
-        made = replace(pattern, template=template, words=words or pattern.words)
+        # The page always sends words; those that the task has anyway are not the pattern's own.
+        own = words if words and words != self.task.words_for(draft.pattern) else pattern.words
+        made = replace(pattern, template=template, words=own)
         return replace(self.task, patterns={**patterns, draft.pattern: made})
 
     def _model(self, draft: Draft, report: Reporter | None = None) -> PromptModel:

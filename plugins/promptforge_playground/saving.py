@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from dataclasses import dataclass, replace
@@ -52,7 +53,6 @@ class Shelf:
         self._task = task
         self.folder: Path | None = None
         self.refusal = ""
-        origins = {Path(p.template.origin).parent for p in task.patterns.values()}
         if new is not None:
             if task.folder is not None:
                 raise UserError(
@@ -72,33 +72,40 @@ class Shelf:
                 f"{name} is a shipped task and is not changed. Copy it: 'promptforge templates copy {name} my-{name}', "
                 f"then start 'promptforge playground my-{name}'."
             )
-        elif origins != {task.folder}:
+        elif not _is_of(task, task.folder):
             self.refusal = "The templates of --template are no patterns of the task: start the playground without it to save."
         else:
             self.folder = task.folder.absolute()
 
-    def find(self, pattern: str) -> Saved | None:
-        """The pattern as it lies on the disk now; None where the folder has none (yet).
+    def patterns(self) -> dict[str, Saved]:
+        """The patterns as they lie on the disk now, by name; empty where there is no folder (yet).
 
         Raises:
             UserError: somebody broke the task folder.
         """
         if self.folder is None or not (self.folder / TASK_FILE).is_file():
-            return None
-        found = read_task(self.folder).patterns.get(pattern)
-        if found is None:
-            return None
-        file = Path(found.template.origin)
-        words = read_task(self.folder).words_for(pattern)
-        stamp = hashlib.sha256(json.dumps([found.template.source, words]).encode()).hexdigest()
-        return Saved(file, found.template.source, words, found.words is not None, stamp)
+            return {}
+        task = read_task(self.folder)
+        made: dict[str, Saved] = {}
+        for name, found in task.patterns.items():
+            source, words = found.template.source, task.words_for(name)
+            stamp = hashlib.sha256(json.dumps([source, words]).encode()).hexdigest()
+            file = Path(found.template.origin)
+            made[name] = Saved(file, source, words, found.words is not None, stamp)
+        return made
 
-    def save(self, task: Task, pattern: str, stamp: str | None) -> Saved:
+    def save(
+        self, task: Task, pattern: str, stamp: str | None
+    ) -> tuple[dict[str, Saved], dict[str, Saved]]:
         """Write a pattern of `task`: its template and, where they changed, its label words.
 
         Args:
             task: the task with the pattern as it should be; checked by the caller.
             stamp: of what the pattern was made from; None: of what was never saved.
+
+        Returns:
+            All patterns as they were before and as they are now: the first save writes them all,
+            and label words may be those of several.
 
         Raises:
             Conflict: it changed on the disk meanwhile.
@@ -107,7 +114,8 @@ class Shelf:
         """
         if self.folder is None:
             raise UserError(self.refusal)
-        before = self.find(pattern)
+        all_before = self.patterns()
+        before = all_before.get(pattern)
         if (before and before.stamp) != stamp:
             raise Conflict(
                 f"{before.file if before else self.folder} has changed on the disk since this page read it, "
@@ -122,10 +130,8 @@ class Shelf:
             if task.words_for(pattern) != before.words:
                 self._write_words(pattern, task.words_for(pattern), before.own)
             if wanted.template.source.rstrip() != before.source:
-                write_text(before.file.resolve(), wanted.template.source.rstrip() + "\n")
-        after = self.find(pattern)
-        assert after is not None
-        return after
+                _rewrite(before.file.resolve(), wanted.template.source.rstrip() + "\n")
+        return all_before, self.patterns()
 
     def _write_words(self, pattern: str, words: Words, own: bool) -> None:
         """Change the words in `task.toml`, and nothing else in it."""
@@ -138,4 +144,22 @@ class Shelf:
         for label, some in words.items():
             if list(table[label]) != some:
                 table[label] = some
-        write_text(path, tomlkit.dumps(document))
+        _rewrite(path, tomlkit.dumps(document))
+
+
+def _is_of(task: Task, folder: Path) -> bool:
+    """Whether the patterns of a task are those of its folder, and none is from elsewhere."""
+    known = read_task(folder).patterns
+    return all(
+        name in known and known[name].template.origin == pattern.template.origin
+        for name, pattern in task.patterns.items()
+    )
+
+
+def _rewrite(path: Path, text: str) -> None:
+    """Write a file anew, with the line ends and the byte order mark that it had."""
+    before = path.read_bytes()
+    if b"\r\n" in before:
+        text = text.replace("\r\n", "\n").replace("\n", "\r\n")
+    mark = "\ufeff" if before.startswith(codecs.BOM_UTF8) else ""
+    write_text(path, mark + text)

@@ -234,6 +234,19 @@ function taken(draft, found) {
   draft.saved = { template: found.template, words: found.words };
 }
 
+// What this page's own save changed of the other patterns; what was written here of them stays.
+function follow(others) {
+  for (const found of others) {
+    const draft = drafts.get(found.pattern);
+    if (draft.stamp !== found.was) continue; // somebody else changed it too: saving it says so
+    const old = draft.saved;
+    taken(draft, found);
+    if (draft.template === old.template) draft.template = found.template;
+    if (same(draft.words, old.words)) draft.words = found.words;
+    if (draft === current) open(found.pattern); // the person went there meanwhile
+  }
+}
+
 async function save() {
   if ($("save").disabled) return say(state.refusal || "There is nothing to save.");
   const draft = current;
@@ -245,6 +258,7 @@ async function save() {
     if (draft.template.trimEnd() === found.template) draft.template = found.template;
     if (current === draft && template.value.trimEnd() === found.template) template.value = found.template;
     taken(draft, found);
+    follow(found.others);
     paintTemplate();
     say(`Saved to ${found.saved}.`);
     mark();
@@ -296,8 +310,8 @@ async function begin() {
     label.append(choice, found.pattern);
     $("patterns").append(label);
   }
-  const column = (c) => (/^[A-Za-z_]\w*$/.test(c) ? `{{ ${c} }}` : `{{ row[${JSON.stringify(c)}] }}`);
-  for (const text of [...state.inputs.map(column), "{{ mask }}", "{{ sep }}", '{{ soft("It was") }}', '{{ tail(".") }}']) {
+  const columns = state.expressions.map((e) => `{{ ${e} }}`);
+  for (const text of [...columns, "{{ mask }}", "{{ sep }}", '{{ soft("It was") }}', '{{ tail(".") }}']) {
     const button = make("button", "", text);
     button.type = "button";
     button.addEventListener("click", () => type(text));
