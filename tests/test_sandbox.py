@@ -50,6 +50,7 @@ def test_nothing_leaves_the_sandbox(expression: str) -> None:
             f"{{% set ns = namespace(s={start}) %}}{{% for i in range(99) %}}{{% set ns.s = {grow} %}}{{% endfor %}}"
             for start, grow in [
                 ("'a'", "ns.s ~ ns.s"), ("'a'", "ns.s + ns.s"), ("[1]", "ns.s + ns.s"), ("3", "ns.s * ns.s"),
+                ("'a'", "ns.s | replace('a', 'aaaa')"), ("'a'", "ns.s.replace('a', 'aaaa')"),
             ]
         ),
         "{% set ns = namespace(s='') %}{% for i in range(99) %}{% set ns.s %}{{ ns.s }}{{ ns.s }}x{% endset %}{% endfor %}",

@@ -173,7 +173,7 @@ def _keeps_source(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
             _limited((*args[1:], *kwargs.values()))
         elif name == "format":
             _formats(str(args[0]), (*args[1:], *kwargs.values()))
-        result = filter_(*args, **kwargs)
+        result = _sized(filter_(*args, **kwargs))
         if type(result) is str:
             for value in args[:2]:  # the first may be the environment or context
                 if isinstance(value, Column):
@@ -208,7 +208,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         _count()
         if isinstance(getattr(__obj, "__self__", None), str):
             _limited((*args, *kwargs.values()))
-        result = super().call(__context, __obj, *args, **kwargs)
+        result = _sized(super().call(__context, __obj, *args, **kwargs))
         owner = getattr(__obj, "__self__", None)
         if type(result) is str and isinstance(owner, Column):
             return Column(result, owner.source)
