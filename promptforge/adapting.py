@@ -60,6 +60,7 @@ class Adaptation:
         steps: updates made.
         rows, length: of the training; tokens a row.
         seconds: of the training.
+        apart: False where the text made one row, which was learned from and measured on.
     """
 
     folder: str
@@ -70,6 +71,7 @@ class Adaptation:
     rows: int
     length: int
     seconds: float
+    apart: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """As `results.json` has it."""
@@ -138,6 +140,7 @@ def adapt(
         _check_teacher(backbone)
     length = _length(backbone, length)
     blocks = pack(backbone, texts, length, settings.steps * settings.rows + _HELD, seed)
+    apart = len(blocks) > 1
     held, blocks = _held(blocks)
     source = {k: v for k, v in backbone.source.items() if k != "trust_remote_code"}
     config = {
@@ -149,25 +152,31 @@ def adapt(
     run = RunFolder(home, "--output") if processes.is_first() else None
     opened = run.opened(config, resume=resume) if run else nullcontext()
     with one_training(backbone), opened:
-        if run and run.results is not None:
-            return Adaptation(**run.results)
+        # All processes look: those that went on alone would wait for the first for ever.
+        if (results := RunFolder(home).results) is not None:
+            return Adaptation(**results)
+        if not apart:
+            report.warn(
+                f"The text fills one row of {length} tokens, which is learned from and measured on: how well the "
+                "model knows it says nothing about other text. Give more text, or a smaller length."
+            )
         teacher = _teacher(backbone, report) if distill else None
         if processes.is_first():
             (home / PARTS).mkdir(exist_ok=True)
         processes.wait(backbone.device)
         learning = TextObjective(backbone, [*blocks, *held], objective, seed, teacher)
-        apart = range(len(blocks), len(blocks) + len(held))
+        places = range(len(blocks), len(blocks) + len(held))
         training = None
         began = time.perf_counter()
         try:
-            before, teachers = learning.measure(apart, settings.rows)
+            before, teachers = learning.measure(places, settings.rows)
             targets = [Target({}, (), key=i) for i in range(len(blocks))]
             training = Training(
                 learning, targets, settings, seed=seed, folder=home / PARTS, report=report,
                 identity=_identity(config),
             )  # fmt: skip
             trained = training.run("Adapting")
-            after, _ = learning.measure(apart, settings.rows)
+            after, _ = learning.measure(places, settings.rows)
             weights = learning.weights()
         except KeyboardInterrupt:
             if training:
@@ -177,7 +186,7 @@ def adapt(
             learning.close()
         done = Adaptation(
             str(folder), before, after, teachers, trained.steps, len(blocks), length,
-            max(trained.seconds, time.perf_counter() - began),
+            max(trained.seconds, time.perf_counter() - began), apart,
         )  # fmt: skip
         if run:
             artifact.save(Adapted(backbone, weights), run.artifact, {"adapted": done.to_json()})

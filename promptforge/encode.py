@@ -160,8 +160,8 @@ class PromptEncoder:
         self.frame = frame
         if max_length is not None and max_length > frame.max_length:
             raise UserError(
-                f"--max-length {max_length}: the model takes at most {frame.max_length} tokens. Give "
-                "--positions copy, interpolate or rope (positions=... in Python) to have it take more."
+                f"--max-length {max_length}: the model takes at most {frame.max_length} tokens. "
+                "Many take more with --positions copy, interpolate or rope (positions=... in Python)."
             )
         self.max_length = max_length or frame.max_length
         #: which tokens are global: "template" (all that does not come from the row), "masks", "none"

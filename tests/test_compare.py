@@ -275,6 +275,44 @@ def test_command(command: Command, tiny_model: Folder, reviews: Path, tmp_path: 
     assert wrong.code == 2 and "--label-cost '0,2' has 0: the least is 1" in wrong.err
 
 
+def test_the_command_has_all_rows_and_exits(
+    command: Command, tiny_model: Folder, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Python's `compare` has; and of several processes the first alone speaks."""
+    given: list[dict[str, Any]] = []
+
+    def noted(*_: Any, **options: Any) -> Comparison:
+        given.append(options)
+        return Comparison("reviews", 9, 0.5, cells("prompt", 0, 0.7))
+
+    monkeypatch.setattr("promptforge.tuning.compare.compare", noted)
+    base = ("compare", reviews, "--model", tiny_model("bert"), "--strategy", "prompt")
+    ran = command(*base, "--shots", "all", "--exits", "two-stage", "-o", "exits.steps=7")
+    assert ran.code == 0, ran.err
+    assert given[0]["shots"] is None
+    assert [e.label for e in given[0]["dev"]] == [
+        e.label for e in Task.load(reviews).examples("dev")
+    ]
+    assert (given[0]["exits"].name, given[0]["exits"].steps) == ("two-stage", 7)
+    assert "all" in ran.out
+    command(*base)
+    assert (given[1]["shots"], given[1]["exits"], given[1]["dev"]) == (16, None, [])
+    for wrong in ("0", "many"):
+        refused = command(*base, "--shots", wrong)
+        assert refused.code == 2 and "--shots" in refused.err
+    monkeypatch.setattr("promptforge.tuning.processes.is_first", lambda: False)
+    ran = command(*base)
+    assert (ran.code, ran.out, ran.err) == (0, "", "")
+
+
+def test_a_comparison_may_train_exits(command: Command, tiny_model: Folder, reviews: Path) -> None:
+    base = ("compare", reviews, "--model", tiny_model("bert"), "--pattern", "it-was", "--seeds", "1",
+            "--shots", "2", "--steps", "1", "--limit", "4", "--strategy", "finetune",
+            "--folder", "cells", "--exits", "joint", "--json")  # fmt: skip
+    assert len(command(*base).json["cells"]) == 1
+    assert RunFolder(Path("cells/finetune-2-1")).config["exits"]["name"] == "joint"
+
+
 def lines(capsys: pytest.CaptureFixture[str], found: Comparison) -> list[str]:
     """What the command prints of a comparison, spaces and rules of the table apart."""
     show(found, found.worth("finetune"))

@@ -305,6 +305,7 @@ def test_the_quick_way_is_taken_only_where_it_is_right() -> None:
         task = Task.inline([Template(plain.PATTERN, name="p")], labels=words)
         base = PromptModel(backbone, task, options=options, remember=False)
         end: Any = end_of(base)
+        end.ready(base.encode_rows("p", ROWS[:1])[0])
         exit_ = end.make().each[0]
         torch.nn.init.normal_(exit_.dense.weight, std=0.2)
         seen = torch.randn(6, 1, 32)

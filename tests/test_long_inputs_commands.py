@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,56 @@ def test_adapt_says_what_is_wrong(
     )
     assert "and adapt takes none: leave them out" in looks.err
     assert not Path("x/artifact").exists()
+
+
+def test_every_process_sees_that_an_adaptation_has_ended(
+    tmp_path: Path, tiny_model: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one returns at once, so one that waits for it would wait for ever."""
+    from promptforge.tuning import processes
+
+    def go(**more: Any) -> Any:
+        return adapt(
+            load_model(str(tiny_model("bert"))), tiny.corpus()[:20], tmp_path / "made", length=24,
+            settings=Settings.of(steps=1, batch_size=2), **more,
+        )  # fmt: skip
+
+    done = go()
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    monkeypatch.setattr(processes, "wait", lambda device: pytest.fail("it waits"))
+    assert go(resume=True) == done
+
+
+def test_a_lone_row_of_text_is_not_kept_apart(command: Command, tiny_model: Folder) -> None:
+    base = ("adapt", tiny_model("bert"), "--corpus", "short.txt", "--steps", 1, "--batch-size", 1)
+    Path("short.txt").write_text("a good film that was made for all of them\n")
+    ran = command(*base, "--output", "made")
+    assert ran.code == 0, ran.err
+    assert "The text fills one row of 64 tokens" in ran.err
+    assert "Perplexity on the row that was learned from" in ran.out
+    Path("short.txt").write_text("\n".join(tiny.corpus()[:20]))
+    ran = command(*base, "--output", "more")
+    assert "fills one row" not in ran.err
+    assert "Perplexity on rows kept apart" in ran.out
+
+
+def test_a_damaged_corpus_is_named(command: Command, tiny_model: Folder) -> None:
+    whole = gzip.compress(b"a good film that was made for all of them\n" * 200)
+    Path("texts.gz").write_bytes(whole[:20] + b"\xff" * 20 + whole[40:])
+    ran = command("adapt", tiny_model("bert"), "--corpus", "texts.gz", "--output", "made")
+    assert ran.code == 2
+    assert "--corpus texts.gz cannot be read" in ran.err
+
+
+@pytest.mark.parametrize("option", ["--text-column", "--reader"])
+def test_how_a_table_is_read_is_for_a_table(
+    option: str, command: Command, corpus: Path, tiny_model: Folder
+) -> None:
+    ran = command(
+        "adapt", tiny_model("bert"), "--corpus", corpus, option, "csv", "--output", "made"
+    )
+    assert ran.code == 2
+    assert f"{option} says how the tables of --data are read" in ran.err
 
 
 def test_the_estimator_takes_a_pattern_and_positions(tiny_model: Folder) -> None:

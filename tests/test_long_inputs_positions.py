@@ -130,9 +130,25 @@ def test_what_does_not_fit_is_said(tiny_model: Folder) -> None:
         load_model(bert, positions="copy")
     with pytest.raises(UserError, match="choose one of copy, interpolate, rope"):
         load_model(bert, positions="stretch", max_length=65)
-    with pytest.raises(UserError, match="needs no such option"):
-        load_model(str(tiny_model("t5")), positions="copy", max_length=65)
+    for rule in ("copy", "rope"):
+        with pytest.raises(UserError, match="needs no such option"):
+            load_model(str(tiny_model("t5")), positions=rule, max_length=65)
     assert load_model(bert, positions="copy", max_length=30).encoder.max_length == 30
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rule", "told"),
+    [
+        ("bert", "rope", "table of learned positions: use copy"),
+        ("llama", "copy", "use positions rope"),
+        ("t5", "copy", "needs no such option"),
+    ],
+)  # fmt: skip
+def test_a_rule_for_other_positions_is_refused_at_any_length(
+    architecture: str, rule: str, told: str, tiny_model: Folder
+) -> None:
+    with pytest.raises(UserError, match=told):
+        load_model(str(tiny_model(architecture)), max_length=30, positions=rule)
 
 
 def test_a_run_keeps_its_positions(command: Command, reviews: Path, tiny_model: Folder) -> None:
@@ -150,6 +166,9 @@ def test_a_run_keeps_its_positions(command: Command, reviews: Path, tiny_model: 
     assert load_model("run", max_length=70).encoder.max_length == 70
     with pytest.raises(UserError, match="extend that one"):
         load_model("run", max_length=200, positions="copy")
+    # And without the rule it is not said to give it, which would lead back here.
+    with pytest.raises(UserError, match="make it anew from the model that it began with"):
+        load_model("run", max_length=200)
 
 
 def test_positions_and_attention_are_adapted_together(

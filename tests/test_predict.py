@@ -17,7 +17,13 @@ from typing import Any
 
 import pytest
 
+from promptforge import Task, artifact, load_model
+from promptforge.cli.predict import warn_cuts
 from promptforge.data import read_rows
+from promptforge.model import PromptModel
+from promptforge.progress import Reporter
+from promptforge.truncation import CutCounter
+from promptforge.tuning.members import Ensemble
 
 Command = Callable[..., Any]
 Folder = Callable[[str], Path]
@@ -107,6 +113,48 @@ def test_one_warning_for_all_cut_rows(
     drawn = ("--pattern", "it-was", "--demonstrations", "random", "--samples", 2)
     ran = command(*base, *drawn, "--data", "long.csv")
     assert re.search(r"\d+ of 60 prompts were cut", ran.err), ran.err
+
+
+def test_every_model_of_an_ensemble_is_cut_to_max_length(
+    command: Command, tiny_model: Folder, reviews: Path
+) -> None:
+    task = Task.load(reviews)
+    members = {
+        name: PromptModel(load_model(str(tiny_model(architecture))), task.choose([name]))
+        for name, architecture in (("it-was", "bert"), ("tone", "roberta"))
+    }
+    artifact.save(Ensemble(members), "both", {"task": task.to_json()})
+    source = write([{"text": "good " * (3 if i % 3 else 40)} for i in range(9)], Path("long.csv"))
+    ran = command("predict", "both", "--data", source, "--max-length", 20, "-O", "out.csv")
+    assert ran.code == 0, ran.err
+    warnings = [line for line in ran.err.splitlines() if line.startswith("Warning")]
+    assert len(warnings) == 1
+    told = r"3 of 9 \(pattern it-was\), 3 of 9 \(pattern tone\) rows were cut to fit 20 tokens"
+    assert re.search(told, warnings[0])
+    long = command("predict", "both", "--data", source, "--max-length", 65, "-O", "out.csv")
+    assert long.code == 2
+    assert "--max-length 65: both takes at most 64 tokens" in long.err
+
+
+def test_a_cut_is_said_with_the_limit_that_it_was_made_for() -> None:
+    """Of models with different limits, and not of one that read and cut nothing."""
+    counters = [CutCounter() for _ in range(4)]
+    for one, limit, cut in zip(counters, (64, 16, 16, 512), (2, 5, 0, 0), strict=True):
+        one.cut_limit = limit
+        one.read_rows["a"] = 40
+        if cut:
+            one.cut_rows["a"], one.cut["text"] = cut, 9
+    told: list[str] = []
+    report = Reporter()
+    report.warn = told.append  # type: ignore[method-assign]
+    warn_cuts(counters[:2], 40, report)
+    assert told == [
+        "5 of 40 rows were cut to fit 16 tokens, in all: text by 9 tokens.",
+        "2 of 40 rows were cut to fit 64 tokens, in all: text by 9 tokens.",
+    ]
+    told.clear()
+    warn_cuts([counters[1], counters[3]], 40, report)
+    assert told == ["5 of 40 rows were cut to fit 16 tokens, in all: text by 9 tokens."]
 
 
 def test_label_words_of_a_search_without_a_task(

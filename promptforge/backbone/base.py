@@ -233,6 +233,13 @@ class Backbone(ABC):
         Raises:
             UserError: the model takes fewer.
         """
+        if length > self.frame.max_length:
+            # The rules for positions are for a model before it is tuned or adapted.
+            raise UserError(
+                f"--max-length {length}: {self.name} takes at most {self.frame.max_length} tokens. Positions are "
+                "extended before a model is tuned or adapted: make it anew from the model that it began with, "
+                "with this --max-length and --positions."
+            )
         shown = self.encoder.globals
         self.encoder = PromptEncoder(self.text, self.frame, length)
         self.encoder.globals = shown

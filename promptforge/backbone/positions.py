@@ -39,14 +39,16 @@ def scale_rope(config: Any, rule: str | None, length: int, name: str) -> bool:
     config = config.get_text_config()
     known = getattr(config, "rope_parameters", None)
     most = getattr(config, "max_position_embeddings", None)
-    if not known or not most or length <= most:
+    if not known or not most:
         return False
-    if rule is None:
-        raise UserError(_too_long(name, length, most, "rope"))
-    if rule != "rope":
+    if rule not in (None, "rope"):
         raise UserError(
             f"positions {rule!r}: {name} has rotary positions and no table of them: use positions rope."
         )
+    if length <= most:
+        return False
+    if rule is None:
+        raise UserError(_too_long(name, length, most, "rope"))
     made = copy.deepcopy(dict(known))
     tables = [made["full_attention"]] if "full_attention" in made else [made]
     for table in tables:
@@ -78,21 +80,19 @@ def extend(model: Any, tokenizer: Any, rule: str | None, length: int, name: str)
         name: of the model, for messages.
 
     Raises:
-        UserError: the model has a table and no rule for it is given, or one for rotary positions.
+        UserError: the model has a table and no rule for it is given, or one for rotary positions; it
+            has neither, and a rule is given.
     """
-    if length <= most_tokens(model, tokenizer):
-        return
     config = model.config.get_text_config()
     option = next((n for n in _NAMES if getattr(config, n, None)), None)
     tables = _tables(model, int(getattr(config, option))) if option else {}
+    _check_kind(rule, bool(tables), bool(getattr(config, "rope_parameters", None)), name)
+    if length <= most_tokens(model, tokenizer):
+        return
     if tables:
         own = min(table.num_embeddings - front for table, front in tables.values())
         if rule is None and own < length:
             raise UserError(_too_long(name, length, own, "copy (or interpolate)"))
-        if rule == "rope":
-            raise UserError(
-                f"positions rope: {name} has a table of learned positions: use copy or interpolate."
-            )
         if rule and own < length:
             for table, front in tables.values():
                 table.weight = nn.Parameter(_longer(table.weight.detach(), front, length, rule))
@@ -100,11 +100,20 @@ def extend(model: Any, tokenizer: Any, rule: str | None, length: int, name: str)
             _longer_buffers(model, length - own)
             assert option is not None
             setattr(config, option, int(getattr(config, option)) + length - own)
-    elif rule in ("copy", "interpolate"):
-        raise UserError(
-            f"positions {rule!r}: {name} has no table of learned positions to extend; it needs no such option."
-        )
     tokenizer.model_max_length = length
+
+
+def _check_kind(rule: str | None, table: bool, rotary: bool, name: str) -> None:
+    """Refuse a rule that is for other positions than the model's, whatever the length."""
+    if rule == "rope" and table:
+        raise UserError(
+            f"positions rope: {name} has a table of learned positions: use copy or interpolate."
+        )
+    if rule and not table and not (rotary and rule == "rope"):
+        raise UserError(
+            f"positions {rule!r}: {name} has neither a table of learned positions nor rotary ones to extend; "
+            "it needs no such option."
+        )
 
 
 def _too_long(name: str, length: int, most: int, rules: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from promptforge.cli.common import console, json_option, plain, print_json
-from promptforge.cli.config import with_config
+from promptforge.cli.config import passed_over, with_config
 from promptforge.cli.options import model_options
 from promptforge.cli.setup import load, options_of
 from promptforge.cli.train import kept, launched, refuse, setting_options, settings_of
@@ -76,6 +76,7 @@ def adapt(as_json: bool, output: str, resume: bool, **params: Any) -> None:
         raise UserError(
             "There is nothing to learn from: give --data TABLE, or --corpus FILE of plain text."
         )
+    _check_table_options(params)
     report = launched(params)
     source = params["data"][0] if params["data"] else None
     options, reader = options_of(params, {"settings": None}, source)
@@ -101,13 +102,24 @@ def adapt(as_json: bool, output: str, resume: bool, **params: Any) -> None:
         return
     out = console()
     full = "" if done.teacher is None else f"; with full attention {perplexity(done.teacher):.1f}"
+    measured = "rows kept apart" if done.apart else "the row that was learned from"
     out.print(
-        f"{done.steps} steps on {done.rows} rows of {done.length} tokens, {done.seconds:.0f} s. Perplexity on rows "
-        f"kept apart: {perplexity(done.before):.1f} before, [bold]{perplexity(done.after):.1f}[/] after{full}."
+        f"{done.steps} steps on {done.rows} rows of {done.length} tokens, {done.seconds:.0f} s. Perplexity on "
+        f"{measured}: {perplexity(done.before):.1f} before, [bold]{perplexity(done.after):.1f}[/] after{full}."
     )
     out.print(
         f"Kept in [bold]{plain(output)}[/]; next: promptforge train TASK --model {plain(output)}"
     )
+
+
+def _check_table_options(params: dict[str, Any]) -> None:
+    """Raise a `UserError` where it is typed how tables are read, and there are none."""
+    for name in ("text_column", "reader"):
+        if params[name] and not params["data"] and not passed_over(name, "corpus"):
+            raise UserError(
+                f"--{name.replace('_', '-')} says how the tables of --data are read, and --corpus is plain "
+                "text: leave it out, or give a table with --data."
+            )
 
 
 def _table_texts(params: dict[str, Any], reader: ReaderChoice) -> list[str]:
@@ -124,12 +136,13 @@ def _table_texts(params: dict[str, Any], reader: ReaderChoice) -> list[str]:
 def _read(path: Path) -> str:
     import gzip
     import lzma
+    import zlib
 
     opened: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
     try:
         with opened(path, "rt", encoding="utf-8") as file:
             text: str = file.read()
-    except (OSError, UnicodeDecodeError, lzma.LZMAError, EOFError) as error:
+    except (OSError, UnicodeDecodeError, lzma.LZMAError, zlib.error, EOFError) as error:
         what = getattr(error, "strerror", None) or error
         raise UserError(f"--corpus {path} cannot be read as UTF-8 text: {what}.") from None
     return text

@@ -16,12 +16,11 @@ from promptforge.cli.common import (
     percent,
     plain,
     print_json,
-    reporter,
 )
 from promptforge.cli.config import with_config
 from promptforge.cli.options import job_options, model_options, task_options
 from promptforge.cli.setup import backend_of, load, open_task
-from promptforge.cli.train import class_weight, kept, setting_options, settings_of, splits
+from promptforge.cli.train import class_weight, kept, launched, setting_options, settings_of, splits
 from promptforge.errors import UserError
 from promptforge.remote import place
 
@@ -35,6 +34,16 @@ TITLES = {
 }  # fmt: skip
 
 
+class Shots(click.IntRange):
+    """A number of rows a label, or all there are, which is None as in Python."""
+
+    name = "number or 'all'"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or None."""
+        return None if value == "all" else super().convert(value, param, ctx)
+
+
 @click.command()
 @task_options
 @click.option(
@@ -43,8 +52,8 @@ TITLES = {
     "'ensemble:verbalizers=[\"manual\",\"soft\"]' (several: repeat). verbalizer=NAME takes no verbalizer.json: only train does.",
 )  # fmt: skip
 @click.option("--seeds", default="13,21,42,87,100", show_default=True, help="Seeds, with commas.")
-@click.option("--shots", type=click.IntRange(min=1), default=16, show_default=True,
-              help="Rows of each label to draw, and as many for dev.")  # fmt: skip
+@click.option("--shots", type=Shots(min=1), metavar="K|all", default=16, show_default=True,
+              help="Rows of each label to draw, and as many for dev; all: every row.")  # fmt: skip
 @click.option(
     "--label-cost",
     metavar="K,K,...",
@@ -59,6 +68,8 @@ TITLES = {
 @click.option("--class-weight", multiple=True, metavar="LABEL=WEIGHT", help="Or: balanced.")
 @partial(job_options, what="Trainings")
 @setting_options
+@click.option("--exits", type=click.Choice(["joint", "two-stage"]),
+              help="Train every strategy with a classifier at every layer, with the model or after it.")  # fmt: skip
 @click.option(
     "--folder",
     help="Folder or URL; keeps a run per cell; a cell is never trained twice, and cells of other options "
@@ -71,9 +82,12 @@ def compare(as_json: bool, strategies: tuple[str, ...], **params: Any) -> None:
     """Compare strategies with several seeds: mean, deviation, paired test, time."""
     import random
 
-    report = reporter()
-    setup = open_task(params, report, {"settings": None, "backend": params["backend"]})
+    report = launched(params)
+    roles = {"settings": None, "backend": params["backend"], "exits": params["exits"]}
+    setup = open_task(params, report, roles)
     backend = backend_of(params, setup.options)
+    from promptforge.exits.train import exit_training
+    from promptforge.tuning import processes
     from promptforge.tuning.compare import compare as run
     from promptforge.tuning.contender import Contender
     from promptforge.tuning.run import check_place
@@ -93,6 +107,7 @@ def compare(as_json: bool, strategies: tuple[str, ...], **params: Any) -> None:
     folder = place(params["folder"] or f"runs/compare-{setup.task.name}")
     if isinstance(folder, Path):
         check_place(folder, "--folder")
+    exits = params["exits"] and exit_training(params["exits"]).build(**setup.options["exits"])
     backbone = load(params, report, setup.task)
     with kept(folder, report, "the same command"):
         found = run(
@@ -100,8 +115,10 @@ def compare(as_json: bool, strategies: tuple[str, ...], **params: Any) -> None:
             unlabeled=setup.unlabeled() or [], shots=params["shots"], label_cost=cost,
             seeds=seeds, settings=settings_of(params, setup),
             class_weight=class_weight(params["class_weight"]), jobs=params["jobs"], backend=backend,
-            report=report, folder=folder,
+            exits=exits, report=report, folder=folder,
         )  # fmt: skip
+    if not processes.is_first():
+        return
     worth = found.worth("finetune") if cost else None
     if as_json:
         print_json({**found.to_json(), "worth": worth})

@@ -47,6 +47,7 @@ def exit_curve(as_json: bool, run: str, plot: str | None, **params: Any) -> None
     more than --max-drop points, and the options that choose it.
     """
     from promptforge.components import parse_options
+    from promptforge.exits.curve import check_options
     from promptforge.exits.curve import exit_curve as draw
     from promptforge.exits.curve import plot as draw_file
     from promptforge.plugins import component, manager
@@ -61,6 +62,7 @@ def exit_curve(as_json: bool, run: str, plot: str | None, **params: Any) -> None
     names = params["policies"] or manager().registry("exit-policy").names()
     classes: dict[str, Any] = {name: component("exit-policy", name) for name in names}
     options = parse_options(list(params["options"]), classes)
+    check_options(options)
     given = {**params, "task": run, "options": (), "dtype": "float32"}
     setup = open_task(given, reporter(), tuned=True)
     examples = setup.labelled(setup.table("test"), complete=False)[: params["limit"]]
@@ -116,10 +118,9 @@ def show(curve: ExitCurve, run: str) -> None:
         times = [
             text for s in curve.seconds for text in (f"{p.speedup[s]:.2f}x", f"{p.overhead[s]:.2f}")
         ]
-        value = next(reversed(p.options.values()))
         table.add_row(
             plain(name),
-            f"{value:g}",
+            f"{p.threshold:g}",
             percent(p.score),
             f"{p.drop:+.1f}",
             f"{p.mean_layers:.2f}",

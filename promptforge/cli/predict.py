@@ -110,20 +110,23 @@ def written(out: RowWriter, report: Reporter) -> Iterator[RowWriter]:
 
 
 def warn_cuts(counters: Sequence[CutCounter], rows: int, report: Reporter, who: str = "") -> None:
-    """One warning for the whole run: how many rows were cut, and by how many tokens."""
-    cut, read, tokens = (
-        sum((getattr(one, counts) for one in counters), Counter[str]())
-        for counts in ("cut_rows", "read_rows", "cut")
-    )
-    if not cut:
-        return
-    what = "rows" if all(read[pattern] == rows for pattern in cut) else "prompts"
-    told = ", ".join(
-        f"{n} of {read[pattern]}" + _of(pattern) * (len(read) > 1) for pattern, n in cut.items()
-    )
-    by = ", ".join(f"{column} by {n} tokens" for column, n in tokens.items())
-    limit = max(one.cut_limit for one in counters)
-    report.warn(f"{who}{told} {what} were cut to fit {limit} tokens, in all: {by}.")
+    """One warning for the whole run: how many rows were cut, and by how many tokens.
+
+    Models that take different numbers of tokens have one each.
+    """
+    several = len({pattern for one in counters for pattern in one.read_rows}) > 1
+    for limit in sorted({one.cut_limit for one in counters if one.cut_rows}):
+        some = [one for one in counters if one.cut_limit == limit]
+        cut, read, tokens = (
+            sum((getattr(one, counts) for one in some), Counter[str]())
+            for counts in ("cut_rows", "read_rows", "cut")
+        )
+        what = "rows" if all(read[pattern] == rows for pattern in cut) else "prompts"
+        told = ", ".join(
+            f"{n} of {read[pattern]}" + _of(pattern) * several for pattern, n in cut.items()
+        )
+        by = ", ".join(f"{column} by {n} tokens" for column, n in tokens.items())
+        report.warn(f"{who}{told} {what} were cut to fit {limit} tokens, in all: {by}.")
 
 
 def _of(pattern: str) -> str:

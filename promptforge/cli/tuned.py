@@ -91,7 +91,9 @@ def load_tuned(setup: Setup) -> Classifier:
 
     assert setup.artifact is not None
     made = load(setup.artifact, report=setup.report, **reading(setup.params))
-    limit(_backbone_of(made), setup)
+    # The one that takes the fewest tokens says what is too long for all.
+    for backbone in sorted(_backbones_of(made), key=lambda one: one.frame.max_length):
+        limit(backbone, setup)
     return made
 
 
@@ -109,15 +111,15 @@ def limit(backbone: Backbone, setup: Setup) -> None:
     backbone.limit(length)
 
 
-def _backbone_of(classifier: Classifier) -> Backbone:
-    """The backbone of a classifier from an artifact; its members share one."""
+def _backbones_of(classifier: Classifier) -> list[Backbone]:
+    """The backbones of a classifier from an artifact, each once: members may be of several models."""
     from promptforge.tuning.members import Ensemble
 
     classifier = classifier.inner
     if isinstance(classifier, Ensemble):
-        classifier = next(iter(classifier.members.values()))
-    backbone: Backbone = classifier.backbone  # type: ignore[attr-defined]
-    return backbone
+        found = [one for made in classifier.members.values() for one in _backbones_of(made)]
+        return list({id(one): one for one in found}.values())
+    return [classifier.backbone]  # type: ignore[attr-defined]
 
 
 def tuned_prompts(setup: Setup) -> PromptModel:

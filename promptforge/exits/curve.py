@@ -61,8 +61,13 @@ class Point:
 
     def build(self) -> ExitPolicy:
         """The policy."""
-        made: ExitPolicy = component("exit-policy", self.policy).build(**self.options)
+        made: ExitPolicy = _kind(self.policy).build(**self.options)
         return made
+
+    @property
+    def threshold(self) -> Any:
+        """The value that was tried."""
+        return self.options[_kind(self.policy).threshold_name]
 
     @property
     def line(self) -> str:
@@ -131,8 +136,10 @@ def exit_curve(
         repeats: how often each batch is timed; the median counts.
 
     Raises:
-        UserError: a model without exits, no rows, an unknown policy, a number out of range.
+        UserError: a model without exits, no rows, an unknown policy, a threshold among the options, a
+            number out of range.
     """
+    check_options(options or {})
     if not examples:
         raise UserError("There are no rows to draw the curve with.")
     if max_drop < 0 or min([*batch_sizes, timed_rows, repeats]) < 1:
@@ -145,6 +152,8 @@ def exit_curve(
     points = [p for name in _names(policies) for p in play.points(name, options or {})]
     if not points:
         raise UserError(f"None of {listed(list(policies))} works with what this task predicts.")
+    if lost := [name for name in policies if all(p.policy != name for p in points)]:
+        report.warn(f"No curve of {listed(lost)}: no threshold works with what this task predicts.")
     chosen = {name: _worth_timing(points, name, max_drop) for name in {p.policy for p in points}}
     timed = [p for some in chosen.values() for p in some]
     places = np.linspace(0, len(play.encoded) - 1, min(timed_rows, len(play.encoded))).astype(int)
@@ -160,6 +169,20 @@ def exit_curve(
         model.layers, len(examples), len(prompts), play.plain, play.by_layer, seconds, points,
         max_drop, best,
     )  # fmt: skip
+
+
+def check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise a `UserError` where the options of a policy, by its name, say the threshold that is tried."""
+    for name, given in options.items():
+        threshold = _kind(name).threshold_name
+        if threshold in given:
+            raise UserError(
+                f"{name}.{threshold} is what the curve tries many values of: leave it out of the options."
+            )
+
+
+def _kind(name: str) -> type[ExitPolicy]:
+    return cast("type[ExitPolicy]", component("exit-policy", name))
 
 
 def _names(policies: Sequence[str]) -> list[str]:
@@ -196,7 +219,7 @@ class _Play:
 
     def points(self, name: str, options: Mapping[str, Mapping[str, Any]]) -> list[Point]:
         model = self.model
-        kind: Any = component("exit-policy", name)
+        kind = _kind(name)
         fixed = dict(options.get(name, {}))
         if model.scale and "difference" in kind.model_fields:
             fixed.setdefault("difference", (model.scale.high - model.scale.low) / 20)

@@ -77,6 +77,13 @@ class End(ABC):
 
     backbone: Backbone
 
+    def ready(self, encoded: Encoded) -> None:  # noqa: B027 - most know all they need
+        """Learn from a prompt what only a prompt can say; before it nothing but `make` may be called.
+
+        Raises:
+            UserError: the model cannot have exits.
+        """
+
     @abstractmethod
     def make(self) -> Exits:
         """Exits that have not been trained."""
@@ -131,25 +138,16 @@ class PromptEnd(End):
     """
 
     def __init__(self, backbone: Backbone, verbalizer: Verbalizer, sample: Encoded) -> None:
+        self.backbone = backbone
+        self._bind(verbalizer, sample)
+
+    def _bind(self, verbalizer: Verbalizer, sample: Encoded) -> None:
         if not verbalizer.one_pass:
             raise UserError(
                 "Exits read each layer once, and words of several tokens (or texts that are written) take "
                 f"further passes with verbalizer {verbalizer.name!r}: give each label words of one token."
             )
-        self.backbone, self.verbalizer, self.sample = backbone, verbalizer, sample
-
-    @classmethod
-    def of(cls, model: PromptModel) -> PromptEnd:
-        """The end of a model of one pattern; its weights are in the backbone afterwards."""
-        (pattern,) = model.task.patterns
-        prompt = model.task.patterns[pattern].template.render(
-            dict.fromkeys(model.task.inputs, "a"), labels=model.labels,
-            words=model.task.words_for(pattern), demos=[],
-        )  # fmt: skip
-        (sample,) = model.backbone.encode([prompt])
-        made = cls(model.backbone, model.verbalizer(pattern, sample), sample)
-        model.backbone.apply(model.weights)
-        return made
+        self.verbalizer, self.sample = verbalizer, sample
 
     def make(self) -> Exits:
         width, device = self.backbone.width, self.backbone.device
@@ -251,6 +249,22 @@ class PromptEnd(End):
         return (chain, vectors.to(x), bias.to(x), read) if fits else None
 
 
+class ModelEnd(PromptEnd):
+    """The same of a prompt model of one pattern, which shows its masks in the first prompt that is read.
+
+    Before that nobody knows a row that its template takes.
+    """
+
+    def __init__(self, model: PromptModel) -> None:
+        self.backbone, self._model, self._bound = model.backbone, model, False
+        (self._pattern,) = model.task.patterns
+
+    def ready(self, encoded: Encoded) -> None:
+        if not self._bound:
+            self._bind(self._model.verbalizer(self._pattern, encoded), encoded)
+            self._bound = True
+
+
 class HeadEnd(End):
     """A classification head on a mean over tokens.
 
@@ -295,7 +309,7 @@ def mean_of_rows(states: Tensor, places: Tensor, rows: int) -> Tensor:
 
 
 def end_of(model: Any) -> End:
-    """The end of a `PromptModel` of one pattern, or of a `HeadModel`.
+    """The end of a `PromptModel` of one pattern, or of a `HeadModel`; `ready` comes before it is used.
 
     Raises:
         UserError: another kind of classifier, or several patterns.
@@ -309,7 +323,7 @@ def end_of(model: Any) -> End:
                 "Exits are for a model of one pattern, and this one averages several: name one with "
                 "--pattern."
             )
-        return PromptEnd.of(model)
+        return ModelEnd(model)
     if isinstance(model, HeadModel):
         return HeadEnd.of(model)
     raise UserError(

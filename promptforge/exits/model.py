@@ -139,6 +139,7 @@ class ExitModel(Classifier):
         if self.policy is None:
             raise UserError("No exit policy is chosen: set one.")
         end, backbone = self.end, self.backbone
+        end.ready(encoded[0])
         backbone.apply(self.plain.weights)
         unique, where = different(encoded)
         quick = self._quick
@@ -223,6 +224,7 @@ def layered(
 ) -> Tensor:
     """What exits see of every layer, [layers, prompts, ...]; each prompt goes through the model once."""
     backbone = end.backbone
+    end.ready(encoded[0])
     backbone.apply(weights)
     unique, where = different(encoded)
     out: Tensor | None = None

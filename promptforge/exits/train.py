@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
@@ -17,8 +19,8 @@ from promptforge.components import Component
 from promptforge.errors import UserError, did_you_mean, listed
 from promptforge.exits.exits import End, Exits, PromptEnd, end_of
 from promptforge.exits.model import ExitModel, layered
-from promptforge.tuning import processes
-from promptforge.tuning.loop import Objective, Target, Training
+from promptforge.tuning import checkpoint, processes
+from promptforge.tuning.loop import Objective, Target, Trained, Training
 from promptforge.tuning.objectives import tensors
 from promptforge.tuning.scores import score_of
 from promptforge.tuning.settings import Settings
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from promptforge.tuning.members import HeadModel
     from promptforge.tuning.strategy import Strategy
     from promptforge.tuning.tuner import Tuner
+
+#: In a run's `members`: the exits of a finished training.
+_TRAINED = "exits.safetensors"
 
 
 class ExitTraining(Component):
@@ -104,7 +109,9 @@ def check_end(training: ExitTraining | None, strategy: Strategy, tuner: Tuner) -
     if strategy.makes == "prompt":
         bare = tuner.with_(unlabeled=[], demonstrations=None)
         for pattern in tuner.task.patterns:
-            end_of(bare.untrained(tuner.task.choose([pattern]), remember=False))
+            model = bare.untrained(tuner.task.choose([pattern]), remember=False)
+            prompt = model.prompt(pattern, tuner.train[0].row)
+            end_of(model).ready(model.encode(pattern, [prompt])[0])
 
 
 class ExitObjective(Objective):
@@ -153,8 +160,13 @@ def train_exits(tuner: Tuner, classifier: Classifier, training: TwoStage) -> Exi
     if len(targets) > training.rows:
         drawn = sorted(random.Random(tuner.seed).sample(range(len(targets)), training.rows))
         targets = [targets[i] for i in drawn]
+    identity = _identity(targets, training)
     end = end_of(classifier)
     model = ExitModel(cast("PromptModel | HeadModel", classifier), end.make())
+    home = tuner.folder / "members" if tuner.folder else None
+    if home and (home / _TRAINED).is_file():
+        tuner.trained["exits"] = _restored(model.exits, home / _TRAINED, identity)
+        return model
     (encoded, *_) = model.encoded([t.row for t in targets])
     seen = layered(end, model.plain.weights, encoded, tuner.report, "Reading layers for exits")
     objective = ExitObjective(end, model.exits, seen[:-1], targets)
@@ -179,7 +191,7 @@ def train_exits(tuner: Tuner, classifier: Classifier, training: TwoStage) -> Exi
         steps=training.steps, batch_size=training.batch_size, learning_rate=training.learning_rate,
         weight_decay=training.weight_decay, precision="float32",
     )  # fmt: skip
-    folder = tuner.folder / "members" / "exits.parts" if tuner.folder else None
+    folder = home / "exits.parts" if home else None
     if folder and processes.is_first():
         folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(tuner.seed)
@@ -189,7 +201,7 @@ def train_exits(tuner: Tuner, classifier: Classifier, training: TwoStage) -> Exi
     with _frozen(frozen), tuner.tracking.part("exits", settings.model_dump()) as log:
         made = Training(
             objective, targets, settings, seed=tuner.seed, folder=folder, score=score,
-            report=tuner.report, identity=_identity(targets, training), log=log,
+            report=tuner.report, identity=identity, log=log,
         )  # fmt: skip
         try:
             tuner.trained["exits"] = made.run("Training exits")
@@ -197,7 +209,25 @@ def train_exits(tuner: Tuner, classifier: Classifier, training: TwoStage) -> Exi
             made.interrupted()
             raise
     model.exits.eval()
+    if home and folder:
+        if processes.is_first():
+            state = {"identity": identity, "trained": vars(tuner.trained["exits"])}
+            checkpoint.save(home / _TRAINED, dict(model.exits.named_parameters()), state)
+            shutil.rmtree(folder, ignore_errors=True)
+        processes.wait(tuner.backbone.device)
     return model
+
+
+def _restored(exits: Exits, path: Path, identity: str) -> Trained:
+    """How the finished training of exits in a file went; they become what it made."""
+    tensors, state = checkpoint.load(path)
+    if state["identity"] != identity:
+        raise UserError(
+            f"{path} was trained on other data or with other settings. Use another --run folder, or "
+            "delete this file."
+        )
+    exits.load_state_dict(tensors)
+    return Trained(**state["trained"])
 
 
 @contextmanager
