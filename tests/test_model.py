@@ -431,5 +431,5 @@ def test_rows_with_more_masks_than_others_are_named() -> None:
     rows = [{"text": "one", "more": ""}, {"text": "another", "more": "yes"}]
     model = PromptModel(tiny.backbone("bert"), task)
     assert len(model.predict(rows[:1])) == 1
-    with pytest.raises(UserError, match="more masks than others.* 1 where text: one.*; 2 where text: another, more: yes"):  # fmt: skip
+    with pytest.raises(UserError, match=r"more masks than others.* 1 where text: one.*; 2 where text: another, more: yes"):  # fmt: skip
         model.predict(rows)

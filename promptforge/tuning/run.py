@@ -5,6 +5,7 @@ rows.json          a digest of the rows of each split that it was begun with
 environment.json   versions and machine
 members/NAME/      each finished training, an artifact of its own
 members/NAME.parts checkpoints and metrics of a training under way
+members/exits.safetensors  exits that were trained after the model
 logs/              what trackers wrote, where there are any
 artifact/          the classifier
 predictions.jsonl  what was said of each dev and test row
