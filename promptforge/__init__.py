@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from promptforge.data import Example as Example
     from promptforge.data import Reader as Reader
     from promptforge.data import read_rows as read_rows
-    from promptforge.data import sample_shots as sample_shots
     from promptforge.doctor import diagnose as diagnose
     from promptforge.estimator import PromptClassifier as PromptClassifier
     from promptforge.evaluation import Evaluation as Evaluation
@@ -60,6 +59,7 @@ if TYPE_CHECKING:
     from promptforge.search import VerbalizerSearch as VerbalizerSearch
     from promptforge.search import search_verbalizer as search_verbalizer
     from promptforge.selection import DemonstrationSelector as DemonstrationSelector
+    from promptforge.shots import sample_shots as sample_shots
     from promptforge.task import Pattern as Pattern
     from promptforge.task import Task as Task
     from promptforge.template import Prompt as Prompt
@@ -150,7 +150,7 @@ _HOMES = {
     "merge": "merging",
     "new_plugin": "plugin_skeleton",
     "read_rows": "data",
-    "sample_shots": "data",
+    "sample_shots": "shots",
     "search_template": "template_search",
     "search_verbalizer": "search",
     "train": "tuning.train",

@@ -1,11 +1,10 @@
-"""Tables of rows: reading them, checking their labels, drawing K of each label.
+"""Tables of rows: reading them and checking their labels; `shots.py` draws K rows of each.
 
 Formats are plugins (`Reader`); this module makes the checks that every format needs.
 """
 
 from __future__ import annotations
 
-import random
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from promptforge.components import Component
 from promptforge.errors import PromptForgeError, UserError, did_you_mean, listed
 from promptforge.plugins import manager
 from promptforge.progress import Reporter
-from promptforge.remote import expanded
+from promptforge.remote import place
 
 Row = dict[str, Any]
 
@@ -64,10 +63,14 @@ class Reader(Component):
 
 @dataclass(frozen=True)
 class ReaderChoice:
-    """The reader that tables get: `name`, or None: the first that accepts each; its options."""
+    """The reader that tables get: `name`, or None: the first that accepts each; its options.
+
+    Without `name` the options are for the reader `of`; tables of other formats get defaults.
+    """
 
     name: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    of: str | None = None
 
 
 #: A reader, its name, a choice with options, or None: the first reader that accepts the source.
@@ -78,9 +81,21 @@ def existing_file(source: str | Path) -> Path:
     """The path of a file that is there and can be read; for readers of files.
 
     Raises:
-        UserError: no such file (with the nearest name in its folder), or a folder.
+        UserError: no such file (with the nearest name in its folder), a folder, or a URL
+            other than file://.
     """
-    path = expanded(source)
+    path = place(source)
+    if isinstance(path, str):
+        raise UserError(
+            f"{path} is a URL, and tables are read from this machine's files. Copy it here and name the file."
+        )
+    try:
+        return _existing(path)
+    except OSError as error:
+        raise UserError(f"No file can be read at {path}: {error.strerror}.") from None
+
+
+def _existing(path: Path) -> Path:
     if path.is_dir():
         inside = sorted(p.name for p in islice(path.iterdir(), 1000) if p.is_file())
         has = f" It holds: {listed(inside)}." if inside else " It is empty."
@@ -102,12 +117,15 @@ def choose_reader(source: str, reader: AnyReader = None, **options: Any) -> Read
     registry = manager().registry("reader")
     if isinstance(reader, Reader):
         return reader
-    if isinstance(reader, ReaderChoice):
-        return choose_reader(source, reader.name, **reader.options, **options)
     chosen: Reader
+    if isinstance(reader, ReaderChoice):
+        if reader.of and not reader.name:
+            chosen = choose_reader(source)
+            if chosen.name != reader.of:
+                return chosen
+        return choose_reader(source, reader.name, **reader.options, **options)
     if reader is not None:
-        chosen = registry.build(reader, **options)
-        return chosen
+        return _built(source, reader, options)
     for name in registry.names():
         try:
             chosen = registry.build(name)
@@ -117,13 +135,23 @@ def choose_reader(source: str, reader: AnyReader = None, **options: Any) -> Read
         with manager().tolerated(registry.provider(name), f"reader {name!r}"):
             accepted = chosen.accepts(source)
         if accepted:
-            return registry.build(name, **options) if options else chosen
-    if ":" not in source:
+            return _built(source, name, options) if options else chosen
+    if ":" not in source or "://" in source:
         existing_file(source)
     raise UserError(
         f"{source}: the format is not known from the name. "
         f"Rename the file or choose a reader (--reader NAME): {listed(registry.names())}."
     )
+
+
+def _built(source: str, name: str, options: Mapping[str, Any]) -> Reader:
+    """A reader for a table, which an error names where an option is wrong."""
+    cls = manager().registry("reader").get(name)
+    try:
+        made: Reader = cls.build(**options)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    return made
 
 
 def iter_rows(
@@ -392,53 +420,3 @@ def announce(found: list[Example], origin: str) -> list[Example]:
     if not isinstance(replaced, list) or not all(isinstance(e, Example) for e in replaced):
         raise PromptForgeError(f"A plugin's {event} returned something else than Examples.")
     return replaced
-
-
-def sample_shots(
-    examples: Sequence[Example], shots: int, seed: int, labels: Sequence[str], *, dev: bool = True,
-    text_columns: Sequence[str] | None = None,
-) -> tuple[list[Example], list[Example]]:  # fmt: skip
-    """`shots` rows of each label to train on and as many others for development.
-
-    The few-shot protocol of LM-BFF (Gao, Fisch & Chen 2021, section 3). Each label is shuffled
-    by itself: a smaller K is the beginning of a larger one, and training rows are the same with
-    and without `dev`. No row for development has the text of a training row: all its columns,
-    or those that `text_columns` names. Both lists are in the order of `labels`.
-
-    Raises:
-        UserError: `shots` below 1, or a label with too few rows.
-    """
-
-    def text(example: Example) -> tuple[str, ...]:
-        row = example.row
-        return tuple(str(row.get(n)) for n in text_columns or row)
-
-    if shots < 1:
-        raise UserError(f"shots is {shots}; it must be at least 1.")
-    pools: dict[str, list[Example]] = {label: [] for label in labels}
-    for example in examples:
-        if example.label in pools:
-            pools[example.label].append(example)
-    parts = 2 if dev else 1
-    short = min(pools, key=lambda label: len(pools[label]), default="")
-    if not pools or len(pools[short]) < parts * shots:
-        count = len(pools.get(short, ()))
-        need = f"{shots} for training" + (f" and {shots} for development" if dev else "")
-        largest = count // parts
-        advice = f"The largest possible number of shots is {largest}." if largest else "Add rows."
-        raise UserError(f"The label {short!r} has {count} rows, but {need} are needed. {advice}")
-    train: list[Example] = []
-    for label, pool in pools.items():
-        random.Random(f"{seed}:{label}").shuffle(pool)
-        train += pool[:shots]
-    held: list[Example] = []
-    drawn = {text(example) for example in train}
-    for label, pool in pools.items() if dev else ():
-        others = [example for example in pool[shots:] if text(example) not in drawn]
-        if len(others) < shots:
-            raise UserError(
-                f"The label {label!r} has {len(others)} rows for development whose text is in no training "
-                f"row, but {shots} are needed. Take out rows that repeat others, or draw fewer shots."
-            )
-        held += others[:shots]
-    return train, held

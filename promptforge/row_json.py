@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 if TYPE_CHECKING:
     from promptforge.data import Row
@@ -41,10 +42,25 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def in_nanoseconds(value: Any) -> bool:
+    """Whether a value is or holds pandas' time with nanoseconds, which Python's own do not have."""
+    if isinstance(value, (list, tuple, dict)):
+        return any(map(in_nanoseconds, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, (dt.datetime, dt.timedelta)) and getattr(value, "unit", "") == "ns"
+
+
 def tagged(value: Any) -> Any:
     """The same, marked with its type, so that `untagged` makes the value again."""
+    if in_nanoseconds(value):
+        if isinstance(value, dt.timedelta):
+            return {TAG: "Timedelta", "value": value.value}  # type: ignore[attr-defined]
+        # In UTC, since pandas does not read the offsets of old local times, which have seconds.
+        time = value.tz_convert("UTC") if _zone(value) else value
+        return {TAG: "Timestamp", "value": time.isoformat() + _zone(value)}
     # datetime is a date too, so it comes first.
-    for kind in (dt.datetime, dt.date, dt.time, bytes, Decimal):
+    if isinstance(value, dt.datetime):
+        return {TAG: "datetime", "value": value.isoformat() + _zone(value)}
+    for kind in (dt.date, dt.time, bytes, Decimal):
         if isinstance(value, kind):
             text = str(value) if isinstance(value, Decimal) else plain(value)
             return {TAG: kind.__name__, "value": text}
@@ -53,13 +69,39 @@ def tagged(value: Any) -> Any:
     return plain(value)
 
 
+def _zone(value: dt.datetime) -> str:
+    """The name of a time's zone, behind it in brackets (RFC 9557); its offset is in the time."""
+    name = getattr(value.tzinfo, "key", None)
+    return f"[{name}]" if name else ""
+
+
+def _datetime(text: str) -> dt.datetime:
+    time, _, zone = text.rstrip("]").partition("[")
+    made = dt.datetime.fromisoformat(time)
+    return made.astimezone(ZoneInfo(zone)) if zone else made
+
+
+def _timestamp(text: str) -> Any:
+    time, _, zone = text.rstrip("]").partition("[")
+    made = _pandas().Timestamp(time).as_unit("ns")
+    return made.tz_convert(zone) if zone else made
+
+
+def _pandas() -> Any:
+    import pandas  # type: ignore[import-untyped]  # slow to import, and rarely needed
+
+    return pandas
+
+
 _UNTAG: dict[str, Callable[[Any], Any]] = {
-    "datetime": dt.datetime.fromisoformat,
+    "datetime": _datetime,
     "date": dt.date.fromisoformat,
     "time": dt.time.fromisoformat,
     "bytes": base64.b64decode,
     "Decimal": Decimal,
     "timedelta": lambda value: dt.timedelta(microseconds=value),
+    "Timestamp": _timestamp,
+    "Timedelta": lambda value: _pandas().Timedelta(value, "ns"),
 }
 
 

@@ -101,9 +101,8 @@ class Scale:
         found: dict[str, float] = {}
         every = []
         for i, row in enumerate(rows, start=1):
-            text = label_text(row[column])
             try:
-                number = self.number(row[column])
+                text, number = label_text(row[column]), self.number(row[column])
             except UserError as error:
                 raise UserError(f"{origin}: row {i}, column {column!r}: {error}") from None
             found[str(text)] = number

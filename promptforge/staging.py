@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptforge.data import Row
-from promptforge.row_json import TAG, finite, plain, tagged, untagged
+from promptforge.row_json import TAG, finite, in_nanoseconds, plain, tagged, untagged
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,15 +108,55 @@ def _joined(known: pa.DataType, values: list[Any]) -> pa.DataType:
     if pa.types.is_string(known):
         return known
     try:
-        kind = pa.array(values).type
+        kind = _inferred(values)
         if known == kind or pa.types.is_null(kind):
             return known
         if pa.types.is_null(known):
             return kind
+        if {known, kind} == {pa.int64(), pa.uint64()}:  # no type holds both
+            return pa.string()
+        if not (pa.types.is_integer(known) and pa.types.is_integer(kind)):
+            known, kind = _whole(known), _whole(kind)
         fields = [pa.schema([("", known)]), pa.schema([("", kind)])]
         return pa.unify_schemas(fields, promote_options="permissive").field(0).type
     except (pa.ArrowException, OverflowError):
         return pa.string()
+
+
+def _inferred(values: list[Any]) -> pa.DataType:
+    """The type of values; uint32 stands for whole numbers from 0 to 2**63 - 1, whatever their size.
+
+    `_joined` makes int64 of it where a lower number comes, and uint64 where a higher one does; where
+    none does, `_whole` makes int64 of it.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        made = pa.array(values)
+    except OverflowError:
+        return pa.array(values, pa.uint64()).type
+    if made.type == pa.int64() and pc.min(made).as_py() >= 0:
+        return pa.uint32()
+    fine = _in_nanoseconds(made.type)
+    # Arrow itself would cut nanoseconds off.
+    if fine != made.type and in_nanoseconds(values):
+        return pa.array(values, fine).type
+    return made.type
+
+
+def _in_nanoseconds(kind: pa.DataType) -> pa.DataType:
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("ns", kind.tz)
+    if pa.types.is_duration(kind):
+        return pa.duration("ns")
+    if pa.types.is_list(kind):
+        return pa.list_(_in_nanoseconds(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_in_nanoseconds(field.type)) for field in kind])
+    return kind
 
 
 def _storable(kind: pa.DataType) -> pa.DataType:
@@ -125,7 +165,13 @@ def _storable(kind: pa.DataType) -> pa.DataType:
 
     if pa.types.is_null(kind):
         return pa.string()
-    return pa.string() if _hollow(kind) else kind
+    return pa.string() if _hollow(kind) else _whole(kind)
+
+
+def _whole(kind: pa.DataType) -> pa.DataType:
+    import pyarrow as pa
+
+    return pa.int64() if kind == pa.uint32() else kind
 
 
 def _hollow(kind: pa.DataType) -> bool:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from promptforge import data as tables
 from promptforge.data import AnyReader, Example, Row, examples, labels_of, read_rows
 from promptforge.errors import UserError, did_you_mean, listed, nearest
 from promptforge.multilabel import LABEL, MultiLabel
@@ -19,6 +18,7 @@ from promptforge.plugins import manager
 from promptforge.progress import Reporter
 from promptforge.remote import expanded
 from promptforge.scale import Scale
+from promptforge.shots import sample_shots
 from promptforge.template import Template
 from promptforge.verbalizer import Words
 
@@ -316,10 +316,10 @@ class Task:
     def sample_shots(
         self, examples: Sequence[Example], shots: int, seed: int, *, dev: bool = True
     ) -> tuple[list[Example], list[Example]]:
-        """`shots` rows of each label, and as many for dev; see `promptforge.data.sample_shots`."""
+        """`shots` rows of each label, and as many for dev; see `promptforge.sample_shots`."""
         if self.multi_label:
             return self.multi_label.sample_shots(examples, shots, seed, self.inputs, dev=dev)
-        return tables.sample_shots(
+        return sample_shots(
             examples, shots, seed, list(self.labels), dev=dev, text_columns=self.inputs
         )
 

@@ -12,7 +12,7 @@ from promptforge.errors import UserError, listed, nearest
 from promptforge.multilabel import LABEL, NO, YES, MultiLabel
 from promptforge.plugins import manager
 from promptforge.progress import Reporter
-from promptforge.remote import expanded
+from promptforge.remote import place
 from promptforge.scale import Scale
 from promptforge.task import TASK_FILE, Pattern, Task, mistyped_splits
 from promptforge.template import Template
@@ -170,7 +170,8 @@ def check_name(name: str, where: str) -> None:
 
 def _table(folder: Path, table: str) -> str:
     """A table of [data]: beside the task file, unless it is no path (hf:NAME, s3://...)."""
-    return table if table.startswith("hf:") or "://" in table else str(folder / expanded(table))
+    where = place(table)
+    return table if table.startswith("hf:") or isinstance(where, str) else str(folder / where)
 
 
 def write_task(task: Task, folder: Path) -> None:

@@ -99,6 +99,11 @@ def truncate(
                 break
         else:
             break
+    if budget < 0:
+        raise UserError(
+            f"{origin}: the masks, with their words, and the model's own marks are {-budget} tokens more than a "
+            "prompt may have, before any text. Use fewer masks or demonstrations, or raise --max-length."
+        )
     size = sum(len(run.ids) for run in runs)
     raise UserError(
         f"{origin}: what must be kept needs {size} tokens, and the model has room for {budget}. "

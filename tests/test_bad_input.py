@@ -478,3 +478,16 @@ def test_ctrl_c(command: Command, tiny_model: Folder, monkeypatch: pytest.Monkey
     assert ran.code == 130
     assert ran.err.endswith("Interrupted.\n")
     assert not list(Path().glob("o.csv*"))
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_name_that_is_too_long(fails: Callable[..., str]) -> None:
+    long = "a" * 300
+    for args in (
+        ("evaluate", long),
+        ("evaluate", "sentiment", "--template", long),
+        ("predict", "sentiment", "--data", long),
+    ):
+        message = fails(*args)
+        assert "too long" in message or "No file can be read" in message, message
+        assert "mistake in PromptForge" not in message

@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from promptforge.data import Example, choose_reader, examples, iter_rows, read_rows, sample_shots
+from promptforge.data import (
+    Example,
+    ReaderChoice,
+    choose_reader,
+    examples,
+    iter_rows,
+    read_rows,
+    sample_shots,
+)
 from promptforge.errors import PromptForgeError, UserError
 from promptforge.plugins import manager
 from promptforge.progress import Reporter
@@ -171,6 +179,13 @@ def test_class_numbers_of_the_datasets_library_become_names(tmp_path: Path) -> N
         ("a.jsonl", '{"a": "\0"}\n', "NUL"),
         ("a.jsonl", '{"a": "\\ud800"}\n', "surrogate"),
         ("a.jsonl", "[" * 100_000, "deeply"),
+        (
+            "a.jsonl",
+            '{"a": 1}\n\n{"a": 1, "a": 2}\n',
+            "line 3: one object has more than one key 'a'",
+        ),
+        ("a.jsonl", '{"a": {"b": 1, "b": 1}}\n', "line 1: one object has more than one key 'b'"),
+        ("a.jsonl", '{"a": 1}\n{"a": 1, "": 2}\n', "row 2: column 2 has no name"),
         ("a.parquet", b"PAR1 and no more", "cut off or damaged"),
         ("a.parquet", b"", "cut off or damaged"),
         ("a.arrow", b"", "is empty"),
@@ -209,6 +224,35 @@ def test_no_such_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     assert "is a folder" in wrong(str(tmp_path / "folder.csv"))
     assert "holds: 'train.csv'" in wrong(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".csv", "a/" * 3000 + "x.csv"])
+def test_a_name_that_is_too_long_is_no_file(name: str) -> None:
+    assert "No file can be read at" in wrong(name)
+
+
+def test_the_address_of_a_table(tmp_path: Path) -> None:
+    source = put(tmp_path, "my rows.csv", "text\na\n")
+    address = Path(source).as_uri()
+    assert "my%20rows" in address
+    assert read_rows(address) == [{"text": "a"}]
+    with pytest.raises(UserError, match=r"No such file: .*my raws.csv. Did you mean 'my rows.csv'"):
+        read_rows(address.replace("rows", "raws"))
+    for other in ("s3://rows/dev.csv", "https://here/dev", "gs://rows/dev.parquet"):
+        with pytest.raises(UserError, match=r"is a URL, and tables are read from this machine's"):
+            read_rows(other)
+
+
+def test_options_are_for_the_tables_of_their_reader(tmp_path: Path) -> None:
+    semi = put(tmp_path, "a.csv", "text;label\na,b;1\n")
+    choice = ReaderChoice(options={"delimiter": ";"}, of="csv")
+    assert read_rows(semi, reader=choice) == [{"text": "a,b", "label": "1"}]
+    lines = put(tmp_path, "b.jsonl", '{"text": "x;y"}')
+    assert read_rows(lines, reader=choice) == [{"text": "x;y"}]
+    tabs = put(tmp_path, "c.tsv", "text\tlabel\na\t1\n")
+    assert read_rows(tabs, reader=choice) == [{"text": "a", "label": "1"}]
+    with pytest.raises(UserError, match=r"b\.jsonl: .*no option 'delimiter'"):
+        choose_reader(lines, delimiter=";")
 
 
 def test_columns_and_values_are_checked(tmp_path: Path) -> None:
@@ -254,6 +298,17 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         read_rows("hf:a/b/c/d")
 
 
+def test_o_is_for_the_format_of_data(tmp_path: Path) -> None:
+    from promptforge.cli.setup import options_of
+
+    rows = put(tmp_path, "a.csv", "text;label\na;1\n")
+    beside = put(tmp_path, "train.jsonl", '{"text": "x"}')
+    given = {"options": ("reader.delimiter=;",)}
+    _, reader = options_of(dict(given), {}, rows)
+    assert read_rows(rows, reader=reader) == [{"text": "a", "label": "1"}]
+    assert read_rows(beside, reader=reader) == [{"text": "x"}]
+
+
 def test_a_task_names_tables_that_are_no_paths(tmp_path: Path) -> None:
     toml = 'name = "my task, 2.0"\n[columns]\ninputs = ["text"]\n[labels]\na = ["a"]\nb = ["b"]\n[data]\n'
     tables = {"train": "hf:imdb:train", "dev": "s3://rows/dev.csv", "test": "test.csv"}
@@ -261,6 +316,8 @@ def test_a_task_names_tables_that_are_no_paths(tmp_path: Path) -> None:
     put(tmp_path, "task.toml", toml)
     put(tmp_path, "p.jinja", "{{ text }} {{ mask }}")
     assert Task.load(tmp_path).data == {**tables, "test": str(tmp_path / "test.csv")}
+    put(tmp_path, "task.toml", toml.replace("test.csv", "file:///else%20where/test.csv"))
+    assert Task.load(tmp_path).data == {**tables, "test": str(Path("/else where/test.csv"))}
 
 
 def test_the_hub_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,3 +480,16 @@ def test_shots_without_duplicates_are_the_ones_they_always_were() -> None:
     train, dev = sample_shots(pool, 3, 13, ["a", "b"])
     assert [e.number for e in train] == [17, 7, 21, 10, 40, 34]
     assert [e.number for e in dev] == [29, 9, 3, 28, 22, 36]
+
+
+# --- prompts of tables -----------------------------------------------------------------------
+
+
+def test_masks_that_are_too_many_are_not_blamed_on_texts() -> None:
+    from promptforge.encode import PromptEncoder
+    from tests import tiny
+
+    backbone = tiny.backbone("bert")
+    prompt = Template("{{ text }} " + "{{ mask }}" * 8, name="t").render({"text": "a film"})
+    with pytest.raises(UserError, match=r"the masks.* are 2 tokens more than a prompt may have"):
+        PromptEncoder(backbone.text, backbone.frame, 8).encode([prompt])

@@ -129,6 +129,10 @@ def test_rows_lie_on_either_side_of_the_median() -> None:
         scale.poles([{"score": "1"}, {"score": 7}], "score", list(POLES), "here")
     with pytest.raises(UserError, match="'many' is not a number"):
         scale.poles([{"score": "many"}], "score", list(POLES), "here")
+    with pytest.raises(
+        UserError, match=r"here: row 2, column 'score': \[3\] is a list; a label is"
+    ):
+        scale.poles([{"score": 3}, {"score": [3]}], "score", list(POLES), "here")
     with pytest.raises(UserError, match="not on the scale"):
         scale.number("nan")
 

@@ -32,9 +32,9 @@ class HubReader(Reader):
 
         table = self._one_split(self._load(source), source)
         features = table.features or {}
-        names = {
-            c: list(f.names) for c, f in features.items() if isinstance(f, datasets.ClassLabel)
-        }
+        # A list of classes, under any of its names, has its items' feature.
+        items = {c: getattr(f, "feature", f) for c, f in features.items()}
+        names = {c: list(f.names) for c, f in items.items() if isinstance(f, datasets.ClassLabel)}
         check_columns(list(features), source)
         some = False
         try:
@@ -107,8 +107,11 @@ def _saved_folder(source: str) -> tuple[Path, str | None] | None:
         candidates.append((folder, split))
     for name, part in candidates:
         path = Path(name)
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            return path, part
+        try:
+            if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+                return path, part
+        except OSError:  # It is too long for a path.
+            continue
     return None
 
 

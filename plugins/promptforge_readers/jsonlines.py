@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from promptforge.data import Reader, Row
-from promptforge.errors import UserError
+from promptforge.errors import UserError, listed
 from promptforge_readers.files import check_columns, has_suffix, not_utf8, nul_byte, open_text_file
 
 
@@ -25,15 +26,28 @@ class JsonLinesReader(Reader):
         number = 0
         for number, row in enumerate(_objects(source), start=1):
             if row.keys() != columns.keys():
+                if row.keys() - columns.keys():
+                    check_columns(list(row), f"{source}, row {number}")
                 columns.update(dict.fromkeys(row))
-                if number == 1:
-                    check_columns(list(row), f"{source}, row 1")
         if not number:
             raise UserError(f"{source} is empty: it has nothing but blank lines.")
         names = list(columns)
         for index, row in enumerate(_objects(source)):
             if index >= skip:
                 yield row if list(row) == names else {name: row.get(name) for name in names}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Row:
+    """An object; JSON lets a key stand twice, and Python would take the last without a word."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        raise UserError(f"one object has more than one key {listed(twice)}. Rename or delete one.")
+    return made
+
+
+#: Made once: `json.loads` with a hook makes a decoder for every line.
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def _objects(source: str) -> Iterator[Row]:
@@ -52,7 +66,9 @@ def _objects(source: str) -> Iterator[Row]:
 def _parse(text: str, source: str, number: int) -> Row:
     where = f"{source}, line {number}"
     try:
-        value: Any = json.loads(text)
+        value: Any = _DECODER.decode(text)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply.") from None
     except ValueError as error:

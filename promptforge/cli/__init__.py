@@ -210,6 +210,9 @@ def _say(error: Exception) -> int:
             f"No space left on the disk ({error.filename or 'writing'}). Free some and run again.",
             1,
         )
+    elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        name = str(error.filename)
+        message, code = f"There is no file or folder {name[:60]!r}...: the name is too long.", 2
     elif isinstance(error, MemoryError):
         message, code = "Out of memory: lower --batch-tokens or choose a smaller model.", 1
     else:

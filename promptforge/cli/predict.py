@@ -22,7 +22,7 @@ from promptforge.cli.options import (
 from promptforge.cli.setup import build_model, check_apart, class_roles, open_task
 from promptforge.cli.tuned import digest
 from promptforge.errors import UserError
-from promptforge.remote import expanded
+from promptforge.remote import place
 
 if TYPE_CHECKING:
     from promptforge.classifier import Classifier
@@ -235,7 +235,9 @@ def fingerprint(source: str, setup: Setup) -> str:
 
 def version(source: str) -> list[Any] | None:
     """What a file, or a folder's files, are told by without reading them: size and time; None: none."""
-    path = expanded(source)
+    path = place(source)
+    if isinstance(path, str):
+        return None
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.is_file())
         return [[p.name, *(version(str(p)) or ())] for p in files]

@@ -164,7 +164,7 @@ def search_template(as_json: bool, **params: Any) -> None:
 
 def _data(setup: Setup, params: dict[str, Any]) -> tuple[list[Example], list[Example]]:
     """Rows to learn from, and rows to measure the templates on too."""
-    from promptforge.data import sample_shots
+    from promptforge.shots import sample_shots
 
     task = setup.task
     train = setup.examples or setup.labelled(setup.table("train"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from promptforge.cli.config import typed
 from promptforge.errors import UserError
-from promptforge.remote import expanded
+from promptforge.remote import expanded, place
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -82,9 +82,9 @@ def check_apart(output: str, tables: Mapping[str, str]) -> None:
     """
     if output == "-" or not (target := expanded(output)).is_file():
         return
-    for name, place in tables.items():
-        table = expanded(place)
-        if table.is_file() and target.samefile(table):
+    for name, source in tables.items():
+        table = place(source)
+        if isinstance(table, Path) and table.is_file() and target.samefile(table):
             raise UserError(f"{output} is {name}: name another file for the output.")
 
 
@@ -236,13 +236,15 @@ def options_of(
     if named:
         component("reader", named)
     pairs = list(params.get("options") or ())
+    read_by = None
     roles = {**roles, "attention": params.get("attention")}
     if roles["attention"]:
         component("attention", roles["attention"])
     found: dict[str, dict[str, Any]] = {role: {} for role in roles}
     if pairs:
         chosen = {role: name for role, name in roles.items() if name}
-        chosen |= {"reader": named or (choose_reader(source).name if source else "csv")}
+        read_by = named or (choose_reader(source).name if source else "csv")
+        chosen["reader"] = read_by
         # A role's class may need torch to be imported: load those that are meant.
         prefixes = {pair.partition("=")[0].strip().rpartition(".")[0] for pair in pairs}
         meant = prefixes if prefixes <= {*chosen, *roles} else chosen.keys()
@@ -269,7 +271,7 @@ def options_of(
             classes["decoding"] = Decoding
         found |= parse_options(pairs, classes)
     params["attention_options"] = found.pop("attention")
-    choice = ReaderChoice(named, found.pop("reader", {}))
+    choice = ReaderChoice(named, found.pop("reader", {}), read_by)
     if choice.options and source:
         choose_reader(source, choice)
     return found, choice

@@ -19,9 +19,9 @@ from safetensors.numpy import load_file
 from student import gather
 from tokenizers import Tokenizer
 
-from promptforge import PromptModel, Settings, Task, load_model, train
+from promptforge import PromptModel, Settings, Task, load_model, sample_shots, train
 from promptforge.backbone import Backbone
-from promptforge.data import Example, sample_shots
+from promptforge.data import Example
 
 #: task -> folder of its tables
 TASKS = {"sentiment": "sst2", "news-topics": "agnews", "question-type": "trec"}
