@@ -35,6 +35,7 @@ from promptforge.data import Example
 from promptforge.embeddings import SentenceEncoder
 from promptforge.plugins import build
 from promptforge.selection import fit_selector
+from promptforge.tuning.plan import planned
 from tests import tiny
 
 NAMES = ("fixed", "random", "similarity", "balanced", "lm-bff", "mmr", "bm25")
@@ -433,3 +434,19 @@ def test_minilm(packaged_models: Path) -> None:
     example = task.examples("train")[5]
     assert selector.cosines(example.row).argmax() == 5
     assert example not in selector.select(example.row)
+
+
+def test_a_training_draws_with_its_own_seed() -> None:
+    """Where none is named: over seeds, what is shown differs as all else does."""
+    task = Task.load(tiny.EXAMPLES).choose(["tone"])
+    rows, backbone = task.examples("train"), tiny.backbone("bert")
+
+    def seed(selector: Any) -> int:
+        found = planned(task, rows, [], backbone=backbone, seed=21, demonstrations=selector).config
+        drawn: int = found["demonstrations"]["seed"]
+        return drawn
+
+    plain = build("demonstrations", "random")
+    assert (seed("random"), seed("lm-bff"), seed(plain), plain.seed) == (21, 21, 21, 0)
+    assert [seed(build("demonstrations", "random", seed=n)) for n in (0, 5)] == [0, 5]
+    assert "seed" not in planned(task, rows, [], backbone=backbone, demonstrations="fixed").config["demonstrations"]  # fmt: skip

@@ -31,7 +31,9 @@ class RandomPerLabel(PerLabel):
     order: Literal["labels", "random"] = Field(
         "labels", description="Show them in the task's order of labels, or shuffled."
     )
-    seed: int = Field(0, description="Seed of the draw.")
+    seed: int = Field(
+        0, description="Seed of the draw; a training that names none draws with its own."
+    )
 
     def candidates(self, row: Row) -> dict[str, list[int]]:
         """Label -> the examples that are drawn from."""

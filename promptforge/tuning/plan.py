@@ -157,6 +157,12 @@ def planned(
     selector = demonstrations
     if isinstance(selector, str):
         selector = build("demonstrations", selector)
+    if (
+        selector is not None
+        and {"seed"} & type(selector).model_fields.keys() - selector.model_fields_set
+    ):
+        # A draw that no seed is named for is part of what the run's seed decides.
+        selector = selector.model_copy(update={"seed": seed})
     if selector is not None and not train:
         raise UserError(
             "Demonstrations are labelled rows, and there are none: give some, or leave out "
