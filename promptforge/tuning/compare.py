@@ -22,7 +22,7 @@ from promptforge.progress import Reporter
 from promptforge.remote import publish, publishing, url_of
 from promptforge.task import Task
 from promptforge.tuning import jobs as job_queue
-from promptforge.tuning import zero_shot
+from promptforge.tuning import processes, zero_shot
 from promptforge.tuning.backends import Backend, started
 from promptforge.tuning.contender import ROLES, Contender
 from promptforge.tuning.plan import check_seed, wanted
@@ -279,6 +279,8 @@ def trained(
     """
     home = Path(folder).absolute() if folder else None
     done = _found(task, rows, todo, backbone, Path(folder), option, common) if folder else {}
+    # One that looked later, when others train, would think that their cells were done before.
+    processes.wait(backbone.device)
     open_ = [job for job in todo if job.name not in done]
     work = partial(_train_cell, task, rows, common)
     try:
