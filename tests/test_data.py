@@ -19,12 +19,12 @@ from promptforge.data import (
     examples,
     iter_rows,
     read_rows,
-    sample_shots,
 )
 from promptforge.errors import PromptForgeError, UserError
 from promptforge.plugins import manager
 from promptforge.progress import Reporter
 from promptforge.scale import Scale
+from promptforge.shots import sample_shots
 from promptforge.task import Task
 from promptforge.template import Template
 
