@@ -152,13 +152,11 @@ class PluginManager:
         """(plugin, result) of a role hook, built-ins first; one that fails is a problem."""
         # pluggy calls the last registered first; a role wants the built-ins first.
         for impl in getattr(self.pm.hook, hook).get_hookimpls():
-            try:
-                result = impl.function()
-                if result is not None and not isinstance(result, Mapping):
-                    result = list(result)  # A generator does its work, and fails, here.
-            except (Exception, SystemExit) as error:
-                self.report(impl.plugin_name, f"{hook} failed: {type(error).__name__}: {error}")
-                continue
+            result = None
+            with self.tolerated(impl.plugin_name, hook):
+                made = impl.function()
+                # A generator does its work, and fails, here.
+                result = made if made is None or isinstance(made, Mapping) else list(made)
             if result is not None:
                 yield impl.plugin_name, result
 
@@ -202,7 +200,7 @@ class PluginManager:
         """What `plugin` fails to do within is reported, and the program goes on without it."""
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             told = (
                 str(error)
                 if isinstance(error, PromptForgeError)
