@@ -55,17 +55,28 @@ class Draw:
 
 
 def drawn(name: str, seed: int, args: argparse.Namespace) -> Draw:
-    """Rows drawn as LM-BFF does; no unlabelled row is a drawn row or a test row."""
+    """Rows drawn as LM-BFF does; no unlabelled row is a drawn row or a test row.
+
+    A label that has too few for that (at 200 shots TREC's abbreviations) gives half of its texts
+    to each side.
+    """
     shipped, pattern = {**TASKS, **MORE}[name]
     task = Task.load(shipped)
     pool = task.examples(args.data / name / "train.csv")
     test = task.examples(args.data / name / "test.csv", complete=False)
     if args.limit and args.limit < len(test):
         test = [test[i] for i in sorted(Random(0).sample(range(len(test)), args.limit))]
-    train, dev = sample_shots(pool, args.shots, seed, list(task.labels))
 
     def key(example: Example) -> tuple[str, ...]:
         return tuple(str(example.row[column]) for column in task.inputs)
+
+    train, dev = [], []
+    texts = {label: {key(e) for e in pool if e.label == label} for label in task.labels}
+    counts = {label: min(args.shots, len(own) // 2) for label, own in texts.items()}
+    for count in sorted(set(counts.values()), reverse=True):
+        parts = sample_shots(pool, count, seed, [name for name, n in counts.items() if n == count])
+        train += parts[0]
+        dev += parts[1]
 
     used = {key(e) for e in (*train, *dev, *test)}
     rest = [{c: e.row[c] for c in task.inputs} for e in pool if key(e) not in used]
