@@ -236,15 +236,20 @@ def test_a_damaged_corpus_is_named(command: Command, tiny_model: Folder) -> None
     assert "--corpus texts.gz cannot be read" in ran.err
 
 
-@pytest.mark.parametrize("option", ["--text-column", "--reader"])
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        (["--text-column", "words"], "--text-column"),
+        (["--reader", "csv"], "--reader"),
+        (["-o", "delimiter=;"], "-o reader.delimiter"),
+    ],
+)
 def test_how_a_table_is_read_is_for_a_table(
-    option: str, command: Command, corpus: Path, tiny_model: Folder
+    typed: list[str], named: str, command: Command, corpus: Path, tiny_model: Folder
 ) -> None:
-    ran = command(
-        "adapt", tiny_model("bert"), "--corpus", corpus, option, "csv", "--output", "made"
-    )
+    ran = command("adapt", tiny_model("bert"), "--corpus", corpus, *typed, "--output", "made")
     assert ran.code == 2
-    assert f"{option} says how the tables of --data are read" in ran.err
+    assert f"{named} says how the tables of --data are read" in ran.err
 
 
 def test_the_estimator_takes_a_pattern_and_positions(tiny_model: Folder) -> None:

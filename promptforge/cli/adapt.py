@@ -76,10 +76,10 @@ def adapt(as_json: bool, output: str, resume: bool, **params: Any) -> None:
         raise UserError(
             "There is nothing to learn from: give --data TABLE, or --corpus FILE of plain text."
         )
-    _check_table_options(params)
     report = launched(params)
     source = params["data"][0] if params["data"] else None
     options, reader = options_of(params, {"settings": None}, source)
+    _check_table_options(params, reader)
     task = Task.inline([], labels={}, generates=True)
     settings = settings_of(params, Setup(task, report, params, options, reader))
     refuse(Path(output), resume, "--output")
@@ -112,12 +112,15 @@ def adapt(as_json: bool, output: str, resume: bool, **params: Any) -> None:
     )
 
 
-def _check_table_options(params: dict[str, Any]) -> None:
+def _check_table_options(params: dict[str, Any], reader: ReaderChoice) -> None:
     """Raise a `UserError` where it is typed how tables are read, and there are none."""
-    for name in ("text_column", "reader"):
+    said = {"text_column": "--text-column", "reader": "--reader"}
+    if reader.options:
+        said["options"] = f"-o reader.{next(iter(reader.options))}"
+    for name, option in said.items():
         if params[name] and not params["data"] and not passed_over(name, "corpus"):
             raise UserError(
-                f"--{name.replace('_', '-')} says how the tables of --data are read, and --corpus is plain "
+                f"{option} says how the tables of --data are read, and --corpus is plain "
                 "text: leave it out, or give a table with --data."
             )
 
