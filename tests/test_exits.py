@@ -10,6 +10,7 @@ import plain_tuning as plain
 import pytest
 import tiny
 import torch
+from transformers import Cache
 
 from promptforge import Settings, Task, Template, UserError, artifact, train
 from promptforge.backbone.patterned import place
@@ -281,7 +282,7 @@ def test_a_shared_beginning_is_cut_with_the_rows(architecture: str) -> None:
     set_policy(model, "confidence", {"threshold": middle(model, "confidence")})
     used_cache = []
     handle = backbone.layers.modules[-1].register_forward_pre_hook(
-        lambda _, args, kwargs: used_cache.append(kwargs.get("past_key_values") is not None or len(args) > 1),
+        lambda _, args, kwargs: used_cache.extend(isinstance(v, Cache) for v in (*args, *kwargs.values())),
         with_kwargs=True,
     )  # fmt: skip
     found = model.predict_proba(ROWS)

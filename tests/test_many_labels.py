@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from transformers import Cache
 
 from promptforge import PromptModel, Task, Template
 from promptforge.plugins import build
@@ -121,7 +122,7 @@ def test_keys_and_values_are_copied_for_some_words_at_a_time(architecture: str) 
 
     def rows(_: Any, args: Any, given: dict[str, Any]) -> None:
         nonlocal most
-        if given.get("past_key_values") is not None:
+        if any(isinstance(value, Cache) for value in given.values()):
             most = max(most, given["attention_mask"].numel())
 
     handle = backbone.body.register_forward_pre_hook(rows, with_kwargs=True)

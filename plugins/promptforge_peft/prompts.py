@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from promptforge import Backbone, UserError
 from promptforge.backbone import Addition, Folded
+from promptforge.backbone.causal import with_cache
 from promptforge.plugins import build
 from promptforge.template import OPENING, Soft
 
@@ -146,7 +147,7 @@ def alike(backbone: Backbone, raw: list[tuple[Tensor, Tensor]], made: Addition, 
     ones = ids.new_ones(1, count + length)
     places = torch.arange(length, device=backbone.device)[None]
     backbone.apply(None)
-    there = model(ids, attention_mask=ones, past_key_values=cache).logits
+    there = model(ids, attention_mask=ones, **with_cache(model, cache)).logits
     attached = backbone.attach([made])
     try:
         told = {"attention_mask": ones[:, count:], "position_ids": places}

@@ -7,14 +7,15 @@ a run share at their beginning is read once, and its keys and values are used fo
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from promptforge.backbone.base import Backbone
@@ -26,6 +27,15 @@ from promptforge.encode import Encoded, Frame, SoftSlot
 _COPIES = 16
 #: Shorter shared beginnings cost more to copy than to read again.
 _LEAST_PREFIX = 8
+
+
+def with_cache(module: nn.Module, cache: Cache) -> dict[str, Any]:
+    """The arguments with which a model reads on from a cache, and adds to it.
+
+    `cache` since transformers 5.24, `past_key_values` before, and in code of a model's own.
+    """
+    new = "cache" in inspect.signature(type(module).forward).parameters
+    return {"cache" if new else "past_key_values": cache, "use_cache": True}
 
 
 class CausalBackbone(Backbone):
@@ -104,7 +114,7 @@ class CausalBackbone(Backbone):
         if self._prefix is not None:
             cache = copy.deepcopy(self._prefix)
             cache.batch_repeat_interleave(len(batch.indices))
-            past = {"past_key_values": cache, "use_cache": True}
+            past = with_cache(self.body, cache)
         last: Tensor = self.body(**batch.inputs, **past).last_hidden_state
         return last[batch.rows, batch.columns]
 
@@ -141,8 +151,7 @@ class CausalBackbone(Backbone):
         self.body(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            past_key_values=cache,
-            use_cache=True,
+            **with_cache(self.body, cache),
         )
         self._prefix, self._prefix_length = cache, shared
         try:
@@ -175,9 +184,7 @@ class CausalBackbone(Backbone):
         finally:
             self._prefix_length = 0
         self.current = batch
-        last = self.body(
-            **batch.inputs, past_key_values=kept.cache, use_cache=True
-        ).last_hidden_state
+        last = self.body(**batch.inputs, **with_cache(self.body, kept.cache)).last_hidden_state
         kept.ids = encoded.ids
         return last[batch.rows, batch.columns].view(1, len(encoded.reads), -1), kept
 
@@ -196,9 +203,7 @@ class CausalBackbone(Backbone):
         long = [i for i, w in enumerate(words) if len(w) > 1]
         for batch in self.batches([replace(e, reads=(e.slots[slot].start - 1,)) for e in encoded]):
             cache, self.current = self._cache(), batch
-            last = self.body(
-                **batch.inputs, past_key_values=cache, use_cache=True
-            ).last_hidden_state
+            last = self.body(**batch.inputs, **with_cache(self.body, cache)).last_hidden_state
             scores = self.log_probs(last[batch.rows, batch.columns], first)
             # Every word gets the prompts' keys and values: no more at once than the memory takes.
             some = max(1, _COPIES * self.batch_tokens // batch.inputs["input_ids"].numel())
@@ -224,8 +229,7 @@ class CausalBackbone(Backbone):
             input_ids=tail,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
+            **with_cache(self.body, cache),
         ).last_hidden_state
         out = torch.zeros(n * m, device=self.device)
         for j in range(tail.shape[1]):
