@@ -172,6 +172,9 @@ def test_label_words_of_a_search_without_a_task(
 # --- in a process of its own -------------------------------------------------------------------
 
 
+MANY = 1_200
+
+
 def start(*args: object, **kwargs: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "promptforge", *map(str, args)],
@@ -181,8 +184,9 @@ def start(*args: object, **kwargs: Any) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def many(command: Command, reviews: Path, tiny_model: Folder, rows: list[Row]) -> tuple[Any, ...]:
-    """A command that takes a while: 2,100 rows, 25 at a time."""
-    write([{**row, "id": str(i)} for i, row in enumerate(rows * 70)], Path("many.csv"))
+    """A command that takes a while: MANY rows, 25 at a time."""
+    copies = rows * (MANY // len(rows))
+    write([{**row, "id": str(i)} for i, row in enumerate(copies)], Path("many.csv"))
     return ("predict", reviews, "--model", tiny_model("bert"), "--pattern", "it-was",
             "--data", "many.csv", "--chunk", 25)  # fmt: skip
 
@@ -210,7 +214,7 @@ def test_interrupted_and_resumed(command: Command, many: tuple[Any, ...], rows: 
     assert "Traceback" not in errors
     assert "go on with --resume" in errors
     done = json.loads(journal.read_text(encoding="utf-8"))["rows"]
-    assert 100 <= done < 2_100
+    assert 100 <= done < MANY
     assert not Path("part.csv").exists()
     safe = partial.read_bytes()[: json.loads(journal.read_text(encoding="utf-8"))["bytes"]]
     assert len(list(csv.reader(io.StringIO(safe.decode(), newline="")))) == done + 1
@@ -233,7 +237,7 @@ def test_interrupted_and_resumed(command: Command, many: tuple[Any, ...], rows: 
     assert command(*many, "-O", "whole.csv").code == 0
     assert Path("part.csv").read_bytes() == Path("whole.csv").read_bytes()
     ids = [row["id"] for row in read_rows("part.csv")]
-    assert ids == [str(i) for i in range(2_100)]
+    assert ids == [str(i) for i in range(MANY)]
     assert not list(Path().glob("*.partial*"))
 
 
