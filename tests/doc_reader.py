@@ -1,19 +1,24 @@
 """Someone who types what a page says, from its top to its end.
 
 A page's blocks are run in order, in one folder that holds a copy of `examples/` with fewer rows and
-the tables that the page names. Trainings are cut to a few steps, whatever the page types: the tests
-are of what is written there, not of how well it does.
+the tables that the page names. Trainings are cut to a few steps of a narrow model, whatever the page
+types: the tests are of what is written there, not of how well it does. What Python loads by its name,
+and what is only measured, is the real model.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +30,7 @@ from tests.doc_pages import ROOT, Step, steps
 from tests.doc_tables import copy_examples, make_tables
 
 STEPS, NEW_TOKENS = 2, 6
-QUICK = "minilm-mlm"
+QUICK, WRITES = "minilm-mlm", "smollm2"
 #: Words of a command line that only a shell understands.
 OPERATORS = re.compile(r"^[();<>|&]+$")
 
@@ -51,18 +56,48 @@ def run_page(
                 del sys.modules[name]
 
 
+@cache
+def narrow(name: str) -> str:
+    """A folder with a model that reads what a packaged one reads, of random weights and few of them."""
+    import transformers
+
+    from promptforge.models import locate
+
+    source = locate(name)
+    folder = Path(tempfile.mkdtemp(prefix="narrow"), name)
+    atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
+    config = transformers.AutoConfig.from_pretrained(source)
+    config.update(
+        {
+            "hidden_size": 8 * config.num_attention_heads,
+            "intermediate_size": 64,
+            "num_hidden_layers": 6,
+        }
+    )
+    if hasattr(config, "head_dim"):
+        config.head_dim = 8
+    transformers.set_seed(0)
+    getattr(transformers, config.architectures[0])(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return str(folder)
+
+
 class Brief:
-    """A plugin that cuts trainings down, and gives them the quick model where none is named."""
+    """A plugin that cuts trainings down, and has them train a narrow model."""
 
     @hookimpl
     def promptforge_configure(self, settings: dict[str, Any]) -> None:
         name = click.get_current_context().info_name
+        writes = settings.get("objective") == "generate"
+        model = settings.get("model")
         if "max_new_tokens" in settings:
             settings["max_new_tokens"] = NEW_TOKENS
         if name == "search-verbalizer":  # it trains with --rerank alone
-            settings["model"] = settings["model"] or QUICK
+            settings["model"] = narrow(QUICK) if model in (None, QUICK) else model
         if "steps" not in settings or name == "search-verbalizer":
             return
+        if model in (None, QUICK, WRITES):
+            settings["model"] = narrow(model or (WRITES if writes else QUICK))
         settings["steps"] = min(settings["steps"] or STEPS, STEPS)
         settings["batch_size"] = (2,) if isinstance(settings["batch_size"], tuple) else 2
         settings["options"] = tuple(
@@ -73,7 +108,7 @@ class Brief:
             )
             for option in settings.get("options") or ()
         )
-        if settings.get("objective") == "generate":
+        if writes:
             settings["options"] += (f"decoding.max_new_tokens={NEW_TOKENS}",)
         if settings.get("exits") == "two-stage":
             settings["options"] += (f"exits.steps={STEPS}",)
@@ -88,8 +123,6 @@ class Brief:
             settings["options"] += tuple(f"template-search.{option}" for option in few)
         if name == "compare":
             settings["seeds"] = settings["seeds"].partition(",")[0]
-        if not settings.get("model") and settings.get("objective") != "generate":
-            settings["model"] = QUICK
 
 
 class Reader:

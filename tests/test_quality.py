@@ -15,14 +15,14 @@ from promptforge import PromptModel, Task, load_model, sample_shots, search_verb
 from promptforge.classifier import ENSEMBLE
 from promptforge.data import Example
 
-SEEDS = (13, 21, 42, 87, 100)
+SEEDS = (13, 21, 42)
 PATTERN = "tone"
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[Example]:
-    """250 of the 500 test rows, drawn with seed 0."""
-    return random.Random(0).sample(Task.load(tiny.EXAMPLES).examples("test"), 250)
+    """150 of the 500 test rows, drawn with seed 0."""
+    return random.Random(0).sample(Task.load(tiny.EXAMPLES).examples("test"), 150)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def model(packaged_models: Path) -> Iterator[PromptModel]:
 
 
 def test_words_found_are_as_good_as_the_tasks_own(model: PromptModel, rows: list[Example]) -> None:
-    """Bar: mean over five seeds at least 75 % (chance 50 %), and no more than 5 points below the
+    """Bar: mean over three seeds at least 75 % (chance 50 %), and no more than 5 points below the
     words of the task file. 16 rows a label are drawn from train and dev."""
     task = model.task
     pool = task.examples("train") + task.examples("dev")
@@ -50,13 +50,13 @@ def test_words_found_are_as_good_as_the_tasks_own(model: PromptModel, rows: list
 
 
 def test_the_small_masked_model_without_training(packaged_models: Path) -> None:
-    """`minilm-mlm` on 200 fixed rows (drawn with seed 0), after batch calibration on the same rows.
+    """`minilm-mlm` on 120 fixed rows (drawn with seed 0), after batch calibration on the same rows.
 
     Bar: the mean of the four patterns' probabilities is right on 66 % (chance 50 %); as it is,
     without calibration, the best pattern on 54 %.
     """
     task = Task.load(tiny.EXAMPLES)
-    rows = random.Random(0).sample(task.examples("test"), 200)
+    rows = random.Random(0).sample(task.examples("test"), 120)
     backbone = load_model("minilm-mlm")
     plain = PromptModel(backbone, task).evaluate(rows)
     assert max(plain[pattern].accuracy for pattern in task.patterns) >= 0.54

@@ -129,7 +129,7 @@ def test_templates_found_are_ranked_by_dev_after_tuning() -> None:
     )
     scores = [f.tuned for f in found]
     assert scores == sorted(scores, reverse=True)
-    model = lm_bff(templates=2, beam=3, demonstrate=False, filter=True).train(made)
+    model = lm_bff(templates=2, beam=1, demonstrate=False, filter=True).train(made)
     assert model.task.patterns.keys() <= {"found-1", "found-2"}
     model = lm_bff(assignments=2, top=4).train(made)
     assert list(model.task.patterns) == ["it-was"]
