@@ -24,13 +24,33 @@ NAMED = {
     "promptforge_template_globals": "global",
     "promptforge_feature_maps": "feature-map",
 }
+#: Each set of modules is imported by a process of its own, forked where the host's own imports are done.
 _TIMED = """
-import importlib, json, sys, time
+import importlib, json, os, sys, time, traceback
 import pluggy, rich_click, promptforge.hookspecs
-began = time.perf_counter()
-for name in sys.argv[1:]:
-    importlib.import_module(name)
-print(json.dumps({"seconds": time.perf_counter() - began, "modules": sorted({m.partition(".")[0] for m in sys.modules})}))
+
+def timed(names):
+    began = time.perf_counter()
+    try:
+        for name in names:
+            importlib.import_module(name)
+    except BaseException as error:
+        return {"error": traceback.format_exception_only(error)[-1].strip()}
+    return {"seconds": time.perf_counter() - began, "modules": sorted({m.partition(".")[0] for m in sys.modules})}
+
+def forked(names):
+    reading, writing = os.pipe()
+    if not os.fork():
+        os.write(writing, json.dumps(timed(names)).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        said = told.read()
+    os.wait()
+    return json.loads(said or '{"error": "the interpreter ended without a word"}')
+
+sets = json.loads(sys.argv[1])
+print("\\n" + json.dumps([forked(s) for s in sets] if hasattr(os, "fork") else [timed(s) for s in sets]))
 """
 
 
@@ -111,11 +131,12 @@ def diagnose(only: str | None = None) -> Diagnosis:
     found = manager()
     claims = list(_claims(found))
     _ask_the_rest(found)
-    examined = {
-        info.name: _examined(info, claims)
-        for info in found.plugins
-        if only is None or info.name == only
-    }
+    chosen = [info for info in found.plugins if only is None or info.name == only]
+    timed = [info for info in chosen if info.enabled and info.distribution]
+    built_in = [i.module for i in timed if i.distribution == BUILT_IN]
+    *times, together = _timed([*([info.module] for info in timed), built_in])
+    by_name = {info.name: time for info, time in zip(timed, times, strict=True)}
+    examined = {info.name: _examined(info, claims, by_name.get(info.name)) for info in chosen}
     for problem in found.problems:
         if problem.plugin in examined:
             examined[problem.plugin].problems.append(problem.message)
@@ -124,8 +145,7 @@ def diagnose(only: str | None = None) -> Diagnosis:
         for (kind, name), plugins in _by_name(claims).items()
         if len(plugins) > 1 and (only is None or only in plugins)
     ]
-    built_in = [i.module for i in found.plugins if i.distribution == BUILT_IN and i.enabled]
-    seconds = _timed(built_in)[0] if only is None else 0.0
+    seconds = together.seconds or 0.0 if only is None else 0.0
     return Diagnosis(
         __version__, hookspecs.VERSION, platform.python_version(), list(examined.values()),
         conflicts, seconds,
@@ -194,17 +214,25 @@ def _by_name(claims: Sequence[Claim]) -> dict[tuple[str, str], list[str]]:
 # --- one plugin ----------------------------------------------------------------------------
 
 
-def _examined(info: PluginInfo, claims: Sequence[Claim]) -> Examination:
+@dataclass
+class Import:
+    """What importing modules in a fresh interpreter took: seconds and the heavy modules that came, or an error."""
+
+    seconds: float | None = None
+    heavy: list[str] = field(default_factory=list)
+    error: str = ""
+
+
+def _examined(info: PluginInfo, claims: Sequence[Claim], took: Import | None) -> Examination:
     made = Examination(
         info.name, info.module, info.distribution, info.version, info.enabled, hooks=info.hooks,
         provides=[f"{kind} {name}" for kind, name, plugin in claims if plugin == info.name],
     )  # fmt: skip
     _check_version(made)
-    if info.enabled and info.distribution:
-        try:
-            made.import_seconds, made.heavy = _timed([info.module])
-        except ImportError as error:
-            made.problems.append(f"cannot be imported by a fresh interpreter: {error}")
+    if took:
+        made.import_seconds, made.heavy = took.seconds, took.heavy
+        if took.error:
+            made.problems.append(f"cannot be imported by a fresh interpreter: {took.error}")
         if made.heavy:
             made.problems.append(
                 f"imports {', '.join(made.heavy)} when it is loaded, so every command waits for it: "
@@ -234,18 +262,21 @@ def _check_version(made: Examination) -> None:
                 )
 
 
-def _timed(modules: Sequence[str]) -> tuple[float, list[str]]:
-    """Seconds that importing modules takes in a fresh interpreter, and the heavy ones among what came.
-
-    Raises:
-        ImportError: with the last line of what the interpreter said.
-    """
+def _timed(sets: Sequence[Sequence[str]]) -> list[Import]:
+    """What it takes to import each set of modules in a fresh interpreter that has what the host imports."""
+    if len(sets) > 1 and not hasattr(os, "fork"):
+        return [found for one in sets for found in _timed([one])]
     path = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run(
-        [sys.executable, "-c", _TIMED, *modules],
+        [sys.executable, "-c", _TIMED, json.dumps(sets)],
         capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
     if done.returncode:
-        raise ImportError((done.stderr.strip().splitlines() or ["no message"])[-1])
-    told = json.loads(done.stdout.splitlines()[-1])
-    return told["seconds"], [name for name in HEAVY if name in told["modules"]]
+        error = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return [Import(error=error) for _ in sets]
+    return [
+        Import(error=told["error"])
+        if "error" in told
+        else Import(told["seconds"], [name for name in HEAVY if name in told["modules"]])
+        for told in json.loads(done.stdout.splitlines()[-1])
+    ]
