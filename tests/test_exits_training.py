@@ -41,6 +41,7 @@ from promptforge.tuning.objectives import PromptObjective
 from promptforge.tuning.texts import Head, HeadObjective, Texts
 
 FAST = Settings(steps=4, batch_size=4, precision="float32", learning_rate=1e-3)
+BRIEF = TwoStage(steps=20)
 
 
 def logits_of_layers(backbone: Any, encoded: Any) -> list[torch.Tensor]:
@@ -183,9 +184,9 @@ def test_a_killed_training_of_exits_goes_on(tmp_path: Path) -> None:
         assert torch.allclose(one, other, atol=1e-6)
 
 
-@pytest.mark.parametrize("exits", ["joint", "two-stage"])
+@pytest.mark.parametrize("exits", ["joint", BRIEF], ids=["joint", "two-stage"])
 @pytest.mark.parametrize("strategy", ["prompt", "finetune"])
-def test_numbers_leave_when_layers_agree(exits: str, strategy: str) -> None:
+def test_numbers_leave_when_layers_agree(exits: Any, strategy: str) -> None:
     backbone = plain.fresh("bert")
     backbone.model.float()
     first, second = plain.some_words(backbone, 2)
@@ -219,9 +220,9 @@ def test_numbers_leave_when_layers_agree(exits: str, strategy: str) -> None:
     assert {p.policy for p in curve.points} == {"layer", "patience"}
 
 
-@pytest.mark.parametrize("exits", ["joint", "two-stage"])
+@pytest.mark.parametrize("exits", ["joint", BRIEF], ids=["joint", "two-stage"])
 @pytest.mark.parametrize("strategy", ["prompt", "finetune"])
-def test_questions_about_labels_leave_alone(exits: str, strategy: str, tmp_path: Path) -> None:
+def test_questions_about_labels_leave_alone(exits: Any, strategy: str, tmp_path: Path) -> None:
     """Each question about a row leaves at a layer of its own; the row's is their mean."""
     rows, backbone = some(8), plain.fresh("bert")
     backbone.model.float()
@@ -278,7 +279,7 @@ def test_what_can_have_no_exits_is_refused_before_it_is_trained(
     long = plain.of_every_label(plain.tuner(plain.fresh("bert"), tokens=2))
     made = build("strategy", strategy, **({"final": "prompt"} if strategy == "pet" else {}))
     options: dict[str, Any] = {
-        "backbone": long.backbone, "strategy": made, "exits": "two-stage", "run": tmp_path / "run",
+        "backbone": long.backbone, "strategy": made, "exits": BRIEF, "run": tmp_path / "run",
         "settings": FAST, "unlabeled": plain.rows(30, 34), "compare_untrained": False,
     }  # fmt: skip
     if not told:  # a head reads no words

@@ -16,6 +16,7 @@ import torch
 from promptforge import UserError, artifact, load_model, train
 from promptforge.exits.exits import mean_of_rows
 from promptforge.exits.model import exit_model, set_policy
+from promptforge.exits.train import TwoStage
 from tests import adding
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -121,10 +122,12 @@ def test_a_model_in_float16_is_trained_in_it(monkeypatch: pytest.MonkeyPatch) ->
         adding.trained(tuner)
 
 
-@pytest.mark.parametrize("exits", [None, "joint", "two-stage"])
+@pytest.mark.parametrize(
+    "exits", [None, "joint", TwoStage(steps=20)], ids=["none", "joint", "two-stage"]
+)
 @pytest.mark.parametrize("strategy", ["prompt", "finetune"])
 def test_heads_and_exits_are_trained_behind_a_model_in_bfloat16(
-    strategy: str, exits: str | None, tmp_path: Path
+    strategy: str, exits: Any, tmp_path: Path
 ) -> None:
     """In single precision, whatever the training computes in; read again, cast or as it was."""
     made = plain.of_every_label(plain.tuner(tiny.fresh("llama")))
