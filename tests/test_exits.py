@@ -83,13 +83,14 @@ def make(backbone: Any, kind: str = "prompt", weights: Any = None, words: int = 
     return ExitModel(model, exits)
 
 
-def by_hand(
-    model: ExitModel, policy: str, value: Any
-) -> tuple[list[np.ndarray[Any, Any]], list[int]]:
-    """Each row alone: all hidden states of one pass, then the policy's rule in plain Python."""
+Answers = list[np.ndarray[Any, Any]]
+
+
+def alone(model: ExitModel) -> list[Answers]:
+    """What each layer says of each row: all hidden states of one pass of the row alone."""
     backbone = model.backbone
     backbone.apply(model.plain.weights)
-    found, used = [], []
+    said = []
     for (encoded,) in [[e] for e in model.encoded(ROWS)[0]]:
         batch = backbone.collate([encoded], [0])
         states: list[torch.Tensor] = []
@@ -102,7 +103,7 @@ def by_hand(
             last = backbone.hidden(batch)
         for handle in handles:
             handle.remove()
-        answers: list[np.ndarray[Any, Any]] = []
+        answers: Answers = []
         for number, h in enumerate(states):
             with torch.no_grad():
                 s = h[batch.rows, batch.columns]
@@ -111,6 +112,16 @@ def by_hand(
                 if number == len(states) - 1:
                     assert torch.allclose(s, last, atol=1e-5)
                 answers.append(_classified(model, number, s))
+        said.append(answers)
+    return said
+
+
+def by_hand(
+    model: ExitModel, policy: str, value: Any, said: list[Answers] | None = None
+) -> tuple[Answers, list[int]]:
+    """The policy's rule in plain Python, with what `alone` found."""
+    found, used = [], []
+    for answers in said or alone(model):
         counter = 0
         for layer, p in enumerate(answers, start=1):
             if layer > 1 and p.argmax() == answers[layer - 2].argmax():
@@ -170,14 +181,18 @@ def test_rows_leave_as_each_would_alone(architecture: str, kind: str) -> None:
     """Layer and scores are those of a plain loop over one row, whatever the batch."""
     model = make(albert() if architecture == "albert" else deep(architecture), kind)
     assert model.layers == 5
+    model.every_layer(model.encoded(ROWS)[0])  # binds the exits to the prompt
+    said = alone(model)
     for policy in ("confidence", "entropy", "patience", "layer"):
         value = 3 if policy == "layer" else middle(model, policy)
         if policy == "confidence":  # one layer may be surer of every row than the others
             tried = [middle(model, policy, at) for at in (0.75, 0.85, 0.6, 0.9, 0.5, 0.4)]
-            value = next((v for v in tried if len(set(by_hand(model, policy, v)[1])) > 1), value)
+            value = next(
+                (v for v in tried if len(set(by_hand(model, policy, v, said)[1])) > 1), value
+            )
         name = {"confidence": "threshold", "entropy": "threshold"}.get(policy, policy)
         set_policy(model, policy, {name: value})
-        expected, layers = by_hand(model, policy, value)
+        expected, layers = by_hand(model, policy, value, said)
         found = model.predict_proba(ROWS)
         assert model.exit_layers.tolist() == layers
         assert np.abs(found - np.array(expected)).max() < 1e-5
