@@ -73,14 +73,15 @@ def test_what_a_failing_job_warned_of_is_told(tiny_model: Folder) -> None:
             raise UserError("a row is empty")
         return name
 
-    told = KeptWarnings()
-    with pytest.raises(UserError, match=r"^two: a row is empty"):
-        jobs.run(
-            work, {"one": False, "two": True}, backbone=load_model(str(tiny_model("bert"))), jobs=2,
-            report=told, what="Looking", unit="rows",
-        )  # fmt: skip
-    assert told.kept.count("these rows are odd") == 1
-    assert "two has a row that is odd" in told.kept
+    for items in ({"one": True}, {"one": False, "two": True}):
+        told = KeptWarnings()
+        with pytest.raises(UserError, match=f"^{list(items)[-1]}: a row is empty"):
+            jobs.run(
+                work, items, backbone=load_model(str(tiny_model("bert"))), jobs=2, report=told,
+                what="Looking", unit="rows",
+            )  # fmt: skip
+        assert told.kept.count("these rows are odd") == 1
+        assert f"{list(items)[-1]} has a row that is odd" in told.kept
 
 
 def test_a_model_made_in_memory_is_tuned_in_this_process() -> None:

@@ -245,15 +245,18 @@ def test_a_grid_goes_on_where_it_stood(
     assert Path("mine", WEIGHTS).read_bytes() == Path("whole", WEIGHTS).read_bytes()
 
 
-def test_two_processes_train_as_one(command: Command, options: list[str]) -> None:
+@pytest.mark.parametrize("strategy", ["finetune", "prompt with alpha"])
+def test_two_processes_train_as_one(command: Command, options: list[str], strategy: str) -> None:
     """With the command that the loop's page names: losses equal to 1e-4, and 99.5 % of the weights.
 
     One look at dev and one setting: where two tie, the order of the sums decides which is kept.
     In float32: bfloat16 rounds each process's own sums to three digits.
     """
+    strategy, *alpha = strategy.split(" with ")
     options = ["8" if before == "--batch-size" else o for before, o in pairwise(["", *options])]
     args = [*options, "--precision", "float32", "--steps", "5", "--eval-every", "5", "-o", "settings.dropout=false",
-            "--strategy", "prompt", "-o", "strategy.alpha=0.5", "-o", "settings.save_every=2"]  # fmt: skip
+            "--strategy", strategy, "-o", "settings.save_every=2",
+            *(("-o", "strategy.alpha=0.5") if alpha else ())]  # fmt: skip
     said = loop.__doc__ or ""
     launch = "-m torch.distributed.run --nproc_per_node 2 -m -- promptforge"
     assert f"ACCELERATE_USE_CPU=true python {launch} train TASK" in said

@@ -269,9 +269,9 @@ def test_nothing_half_written_stays(
 
 
 def test_templates_of_a_real_model_are_better_than_chance(packaged_models: Path) -> None:
-    """Bar: with `minilm-mlm`, seed 13, 8 rows a label, all of three templates have
-    at least 62.5 % on these 16 rows (chance 50 %); on the 32 dev rows, which nothing was chosen by,
-    their mean is at least 62.5 %."""
+    """Bar: with `minilm-mlm`, seed 13, 8 rows a label, the best of three templates has at least
+    75 % on these 16 rows and all have 62.5 % (chance 50 %); on the 32 dev rows, which nothing was
+    chosen by, their mean is at least 62.5 %."""
     made = Task.load(tiny.EXAMPLES)
     train, _ = sample_shots(made.examples("train"), 8, 13, list(made.labels), dev=False)
     backbone = load_model("minilm-mlm")
@@ -279,8 +279,9 @@ def test_templates_of_a_real_model_are_better_than_chance(packaged_models: Path)
     assert unused != backbone.tokenizer.unk_token_id and not Spelling(backbone).inside[unused]
     found = search_template(
         backbone, made, train, dev=made.examples("dev"), keep=3,
-        beam=6, left=1, right=1, candidates=30,
+        beam=8, left=2, right=1, candidates=40,
     )  # fmt: skip
     assert len(found) == 3
-    assert min(f.train or 0.0 for f in found) >= 0.625, found
+    train_accuracy = [f.train or 0.0 for f in found]
+    assert train_accuracy[0] >= 0.75 and min(train_accuracy) >= 0.625, found
     assert sum(f.dev or 0.0 for f in found) / 3 >= 0.625, found
