@@ -172,7 +172,7 @@ def test_label_words_of_a_search_without_a_task(
 # --- in a process of its own -------------------------------------------------------------------
 
 
-MANY = 1_200
+MANY = 600
 
 
 def start(*args: object, **kwargs: Any) -> subprocess.Popen[str]:

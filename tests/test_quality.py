@@ -29,7 +29,7 @@ def rows() -> list[Example]:
 def model(packaged_models: Path) -> Iterator[PromptModel]:
     """The default model on the example: every row is read once for all tests."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield PromptModel(load_model("smollm2"), Task.load(tiny.EXAMPLES).choose([PATTERN]))
     torch.set_num_threads(threads)
 

@@ -125,6 +125,7 @@ def test_templates_found_are_ranked_by_dev_after_tuning() -> None:
         beam=3,
         left=1,
         right=1,
+        candidates=20,
         rank=template_rank(made),
     )
     scores = [f.tuned for f in found]
@@ -303,7 +304,7 @@ def searches(tiny_model: Folder, reviews: Path) -> dict[str, tuple[Any, ...]]:
         "search-verbalizer": ("search-verbalizer", *base, "--search", "lm-bff", "--pattern", "it-was",
                               "-o", "search.top=4", "--rerank", 3),
         "search-template": ("search-template", *base, "--keep", 3, "-o", "template-search.beam=3",
-                            "-o", "left=1", "-o", "right=0", "--rerank"),
+                            "-o", "left=1", "-o", "right=0", "-o", "candidates=9", "--rerank"),
     }  # fmt: skip
 
 

@@ -62,9 +62,14 @@ class Filler(ABC):
     def steps(lengths: Sequence[int]) -> int:
         """How many times each example is read for spans of these lengths."""
 
+    def at_once(self, beams: int) -> int:
+        """How many examples are read together, each with so many beams."""
+        return 1
+
     @abstractmethod
-    def read(self, example: int, beams: list[Tokens]) -> tuple[Tensor, Tensor]:
-        """Of one example: log-probabilities of the next token [B, V] and of an end [B]."""
+    def read(self, examples: Sequence[int], beams: list[Tokens]) -> tuple[Tensor, Tensor]:
+        """The sums over `at_once` examples, float64: log-probabilities of the next token [B, V] and
+        of an end [B]."""
 
     @abstractmethod
     def rules(self, beam: Tokens) -> tuple[Tensor | None, bool]:
@@ -80,11 +85,14 @@ class Filler(ABC):
             len(beams), self.backbone.vocabulary, dtype=torch.float64, device=self.backbone.device
         )
         close = grow.new_zeros(len(beams))
-        for example in range(len(self.encoded)):
-            next_token, end = self.read(example, beams)
+        every, some = range(len(self.encoded)), self.at_once(len(beams))
+        for start in every[::some]:
+            examples = every[start : start + some]
+            next_token, end = self.read(examples, beams)
             grow += next_token
             close += end
-            self.advance()
+            for _ in examples:
+                self.advance()
         for i, beam in enumerate(beams):
             allowed, may_end = self.rules(beam)
             grow[i, slice(None) if allowed is None else ~allowed] = -math.inf
@@ -115,8 +123,9 @@ class SentinelFiller(Filler):
         """Every span to its full length, and its sentinel."""
         return sum(lengths) + len(lengths)
 
-    def read(self, example: int, beams: list[Tokens]) -> tuple[Tensor, Tensor]:
+    def read(self, examples: Sequence[int], beams: list[Tokens]) -> tuple[Tensor, Tensor]:
         """The decoder after the first sentinel; an end is the last one."""
+        (example,) = examples
         head = self.encoded[0].decoder_ids[:2]  # its start and the first sentinel
         ids = torch.tensor([head + b for b in beams], device=self.backbone.device)
         found = []
@@ -128,7 +137,7 @@ class SentinelFiller(Filler):
                 use_cache=False,
             ).last_hidden_state
             found.append(self.backbone.log_probs(hidden[:, -1]))
-        log_probs = torch.cat(found)
+        log_probs = torch.cat(found).double()
         return log_probs, log_probs[:, self._sentinels[-1]]
 
     def rules(self, beam: Tokens) -> tuple[Tensor | None, bool]:
@@ -163,8 +172,9 @@ class CausalFiller(Filler):
         """The span to its full length, and the label word."""
         return lengths[0] + 1
 
-    def read(self, example: int, beams: list[Tokens]) -> tuple[Tensor, Tensor]:
+    def read(self, examples: Sequence[int], beams: list[Tokens]) -> tuple[Tensor, Tensor]:
         """One pass gives the next token and, after it, what is left of the label word."""
+        (example,) = examples
         word = self.words[example]
         placed = []
         for beam in beams:
@@ -172,8 +182,8 @@ class CausalFiller(Filler):
             e = self.backbone.place(self.encoded[example], 0, beam + word)
             placed.append(replace(e, reads=e.reads[len(beam) :]))
         states = self.backbone.states(placed)
-        log_probs = self.backbone.log_probs(states[:, 0])
-        end = log_probs[:, word[0]].double()
+        log_probs = self.backbone.log_probs(states[:, 0]).double()
+        end = log_probs[:, word[0]].clone()
         for j, token in enumerate(word[1:], start=1):
             end += self.backbone.log_probs(states[:, j], torch.tensor([token]))[:, 0]
         return log_probs, end
@@ -204,17 +214,23 @@ class MaskFiller(Filler):
         end = torch.zeros(len(beams), dtype=torch.float64, device=self.backbone.device)
         return end[:, None].expand(-1, self.backbone.vocabulary) - math.inf, end
 
-    def read(self, example: int, beams: list[Tokens]) -> tuple[Tensor, Tensor]:
+    def at_once(self, beams: int) -> int:
+        """A batch of the backbone's."""
+        longest = max(len(e.ids) for e in self.encoded)
+        return max(1, self.backbone.batch_tokens // (longest * beams))
+
+    def read(self, examples: Sequence[int], beams: list[Tokens]) -> tuple[Tensor, Tensor]:
         """The first mask that is left."""
-        e = self.encoded[example]
         filled = []
-        for beam in beams:
-            ids = list(e.ids)
-            for place, token in zip(e.reads, beam, strict=False):
-                ids[place] = token
-            filled.append(replace(e, ids=tuple(ids), reads=(e.reads[len(beam)],)))
+        for e in (self.encoded[i] for i in examples):
+            for beam in beams:
+                ids = list(e.ids)
+                for place, token in zip(e.reads, beam, strict=False):
+                    ids[place] = token
+                filled.append(replace(e, ids=tuple(ids), reads=(e.reads[len(beam)],)))
         log_probs = self.backbone.log_probs(self.backbone.states(filled)[:, 0])
-        return log_probs, log_probs.new_zeros(len(beams))
+        of_each = log_probs.view(len(examples), len(beams), -1).sum(0, dtype=torch.float64)
+        return of_each, of_each.new_zeros(len(beams))
 
     def rules(self, beam: Tokens) -> tuple[Tensor | None, bool]:
         """No end before the last mask."""
