@@ -163,8 +163,9 @@ def test_ray_loses_a_node(
 
     def at_work() -> list[psutil.Process]:
         """Workers of the node that have a member in hand, once members are being trained."""
-        busy = [p for p in raylet.children(recursive=True) if "run_batch" in " ".join(p.cmdline())]
-        return busy if under_way(run) else []
+        if not under_way(run):
+            return []
+        return [p for p in raylet.children(recursive=True) if "run_batch" in " ".join(p.cmdline())]
 
     options = ("--backend", "ray", "-o", f"backend.address={ray_cluster.address}")
     line = command(task, tiny_model("bert"), run, *options)

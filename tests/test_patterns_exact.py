@@ -297,12 +297,13 @@ def met(query: Tensor, key: Tensor, seen: Seen, turns: Tensor, chunk: int) -> Te
     rows, heads, length, _ = query.shape
     shown = torch.zeros(rows, heads, length, length, dtype=torch.bool)
     for turn in turns:
-        of_query, of_key = (torch.cat([x @ turn, -(x @ turn)], -1).argmax(-1) for x in (query, key))
+        hashed = (torch.cat([x @ turn, -(x @ turn)], -1).argmax(-1) for x in (query, key))
+        of_query, of_key = (buckets.tolist() for buckets in hashed)
         for row in range(rows):
             real = range(length) if seen.real is None else seen.real[row].nonzero()[:, 0].tolist()
             for head in range(heads):
                 for i in real:
-                    bucket = [j for j in real if of_key[row, head, j] == of_query[row, head, i]]
+                    bucket = [j for j in real if of_key[row][head][j] == of_query[row][head][i]]
                     upto = [j for j in bucket if j <= i][-chunk:]
                     behind = [] if seen.causal else [j for j in bucket if j > i][:chunk]
                     shown[row, head, i, upto + behind] = True
