@@ -89,7 +89,7 @@ def command(task: Path, model: Path, run: Path, *more: str) -> list[str]:
     """A PET ensemble of four members and the final model that they teach."""
     return [
         sys.executable, "-m", "promptforge", "train", str(task), "--model", str(model), "--run", str(run),
-        "--strategy", "pet", "--pattern", "it-was", "--pattern", "tone", "--steps", "100",
+        "--strategy", "pet", "--pattern", "it-was", "--pattern", "tone", "--steps", "60",
         "-o", "strategy.repetitions=2", "-o", "strategy.final_steps=5", "--batch-size", "4",
         "--no-compare-untrained", "--jobs", "2", "--json", *more,
     ]  # fmt: skip

@@ -231,7 +231,7 @@ def test_ctrl_c_ends_with_130_and_the_run_goes_on(
 ) -> None:
     def line(run: Path, *more: str) -> list[str]:
         return ["train", str(reviews), "--model", str(tiny_model("bert")), "--run", str(run), "--strategy",
-                "ensemble", "--pattern", "it-was", "--pattern", "tone", "--steps", "20", "--jobs", "2",
+                "ensemble", "--pattern", "it-was", "--pattern", "tone", "--steps", "12", "--jobs", "2",
                 "-o", "strategy.repetitions=2", "--no-compare-untrained", "--json", *more]  # fmt: skip
 
     run = tmp_path / "run"
