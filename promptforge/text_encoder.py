@@ -27,26 +27,19 @@ class TextEncoder:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        from tokenizers import Tokenizer
-
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise UserError(
                 f"{type(tokenizer).__name__} is not a fast tokenizer. Convert the model's tokenizer to "
                 "tokenizer.json (transformers does this where the package 'tokenizers' supports it)."
             )
-        state = json.loads(backend.to_str())
+        added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(tokenizer.all_special_ids) | {
-            token["id"] for token in state["added_tokens"] if token["special"]
+            i for i, token in added.items() if token.special
         }
         self.unknown_id: int | None = tokenizer.unk_token_id
         self._forbidden = self.special_ids - {self.unknown_id}
-        state["added_tokens"] = [
-            t for t in state["added_tokens"] if not t["special"] and not t["content"].strip()
-        ]
-        state["truncation"] = state["padding"] = state["post_processor"] = None
-        self.prefix_space = _without_prefix_space(state)
-        self._backend = Tokenizer.from_str(json.dumps(state))
+        self._backend, self.prefix_space = _plain(backend)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text."""
@@ -86,6 +79,33 @@ class TextEncoder:
 def _whole(text: str) -> str:
     """`text` with halves of surrogate pairs, which broken JSON can hold, as U+FFFD."""
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+def _plain(backend: Any) -> tuple[Any, bool]:
+    """A `tokenizers.Tokenizer` with the backend's vocabulary, without special tokens, anything that
+    is put around a text or a space before it; and whether there was such a space."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    if any(
+        not t.special and not t.content.strip() for t in backend.get_added_tokens_decoder().values()
+    ):
+        state = json.loads(backend.to_str())
+        state["added_tokens"] = [
+            t for t in state["added_tokens"] if not t["special"] and not t["content"].strip()
+        ]
+        state["truncation"] = state["padding"] = state["post_processor"] = None
+        plain = Tokenizer.from_str(json.dumps(state))
+    else:
+        plain = Tokenizer(backend.model)  # The vocabulary is shared: there may be 250,000 words.
+    # What is changed is told as JSON, beside a vocabulary of no words.
+    parts = Tokenizer(WordLevel({}, ""))
+    parts.normalizer, parts.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    state = json.loads(parts.to_str())
+    found = _without_prefix_space(state)
+    parts = Tokenizer.from_str(json.dumps(state))
+    plain.normalizer, plain.pre_tokenizer = parts.normalizer, parts.pre_tokenizer
+    return plain, found
 
 
 def _without_prefix_space(state: dict[str, Any]) -> bool:
