@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from promptforge.encode import Encoded, PromptEncoder
 from promptforge.errors import UserError
 from promptforge.template import Template
+from promptforge.text_encoder import TextEncoder
 from tests import tiny
 
 BYTES = ("roberta", "modernbert", "gpt2", "bart")  # byte-level: nothing is lost
@@ -144,6 +147,20 @@ def test_no_special_id_comes_from_data(architecture: str, text: str) -> None:
     found = [t for t in encoded.ids if t in special and t != backbone.tokenizer.unk_token_id]
     if encoded.ids != (backbone.tokenizer.bos_token_id,):  # an empty causal prompt
         assert sorted(found) == sorted(frame)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "llama"])
+def test_of_added_tokens_white_space_alone_comes_from_data(architecture: str) -> None:
+    """As of code models, which have runs of spaces; and the tokenizer stays as it was."""
+    tokenizer = copy.deepcopy(tiny.tokenizer(architecture))
+    tokenizer.add_tokens([AddedToken("    ", normalized=False), AddedToken("awful")])
+    tokenizer.add_tokens([AddedToken("<x>", special=True)], special_tokens=True)
+    text = "so    awful <x>"
+    before = tokenizer(text)["input_ids"]
+    spaces, word, special = tokenizer.convert_tokens_to_ids(["    ", "awful", "<x>"])
+    ids = TextEncoder(tokenizer).ids([text])[0]
+    assert ids.count(spaces) == 1 and not {word, special} & set(ids)
+    assert tokenizer(text)["input_ids"] == before and {spaces, word, special} <= set(before)
 
 
 @each
