@@ -234,6 +234,8 @@ def test_ctrl_c_ends_with_130_and_the_run_goes_on(
                 "ensemble", "--pattern", "it-was", "--pattern", "tone", "--steps", "12", "--jobs", "2",
                 "-o", "strategy.repetitions=2", "--no-compare-untrained", "--json", *more]  # fmt: skip
 
+    dev = reviews / "dev.csv"  # read ten times in each training
+    dev.write_text("".join(dev.read_text("utf-8").splitlines(keepends=True)[:9]), "utf-8")
     run = tmp_path / "run"
     process = subprocess.Popen(
         [sys.executable, "-m", "promptforge", *line(run)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
