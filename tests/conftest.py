@@ -34,11 +34,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores, as tests wait for the processes that they start; four at most."""
-    return min(4, (os.cpu_count() or 1) + 1)
-
-
 #: Few tests, and minutes: begun last, one would keep a worker busy while the others have nothing to do.
 LONGEST = ("test_docs_commands.py", "test_docs_methods.py", "test_cluster.py", "test_quality.py")
 

@@ -68,6 +68,20 @@ def test_from_a_folder_to_found_words(architecture: str, tmp_path: Path) -> None
     assert found.predict_proba(rows).sum(1) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
+def test_a_model_that_was_loaded_in_inference_mode_can_be_trained(
+    architecture: str, tiny_model: Callable[[str], Path]
+) -> None:
+    with torch.inference_mode():
+        loaded = load_model(str(tiny_model(architecture)))
+        made = tiny.fresh(architecture)
+    for backbone in (loaded, made):
+        task = Task.load(tiny.EXAMPLES).choose(["it-was"])
+        rows = task.examples("train")[::5]
+        run = train(task, rows, backbone=backbone, settings=Settings(steps=1))
+        assert run.trained
+
+
 def test_models_loaded_by_threads_at_once_are_whole(tmp_path: Path) -> None:
     """transformers alone leaves the process without tied weights: `lm_head` of every later model is missing."""
     folder = str(tiny.save("gpt2", tmp_path / "model"))

@@ -35,6 +35,7 @@ _ENDINGS = {"ForMaskedLM": "masked", "ForCausalLM": "causal", "LMHeadModel": "ca
 _one_at_a_time = threading.RLock()
 
 
+@torch.inference_mode(False)  # it may be trained later
 def load_model(
     name: str = DEFAULT_MODEL,
     *,

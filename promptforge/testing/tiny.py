@@ -209,6 +209,7 @@ def model(architecture: str, vocabulary: int) -> Any:
     return made
 
 
+@torch.inference_mode(False)  # it may be trained later
 def wrapped(architecture: str, tok: Any) -> Backbone:
     """A new backbone of an architecture around a tokenizer."""
     family: type[Backbone] = (
