@@ -68,8 +68,7 @@ class Filler(ABC):
 
     @abstractmethod
     def read(self, examples: Sequence[int], beams: list[Tokens]) -> tuple[Tensor, Tensor]:
-        """The sums over `at_once` examples, float64: log-probabilities of the next token [B, V] and
-        of an end [B]."""
+        """The sums over `at_once` examples: log-probabilities of the next token [B, V] and of an end [B]."""
 
     @abstractmethod
     def rules(self, beam: Tokens) -> tuple[Tensor | None, bool]:
@@ -137,7 +136,7 @@ class SentinelFiller(Filler):
                 use_cache=False,
             ).last_hidden_state
             found.append(self.backbone.log_probs(hidden[:, -1]))
-        log_probs = torch.cat(found).double()
+        log_probs = torch.cat(found)
         return log_probs, log_probs[:, self._sentinels[-1]]
 
     def rules(self, beam: Tokens) -> tuple[Tensor | None, bool]:
@@ -182,8 +181,8 @@ class CausalFiller(Filler):
             e = self.backbone.place(self.encoded[example], 0, beam + word)
             placed.append(replace(e, reads=e.reads[len(beam) :]))
         states = self.backbone.states(placed)
-        log_probs = self.backbone.log_probs(states[:, 0]).double()
-        end = log_probs[:, word[0]].clone()
+        log_probs = self.backbone.log_probs(states[:, 0])
+        end = log_probs[:, word[0]].double()
         for j, token in enumerate(word[1:], start=1):
             end += self.backbone.log_probs(states[:, j], torch.tensor([token]))[:, 0]
         return log_probs, end
