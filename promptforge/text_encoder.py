@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -39,7 +39,8 @@ class TextEncoder:
         }
         self.unknown_id: int | None = tokenizer.unk_token_id
         self._forbidden = self.special_ids - {self.unknown_id}
-        self._backend, self.prefix_space = _plain(backend)
+        spaces = {t.content for t in added.values() if not t.special and not t.content.strip()}
+        self._backend, self.prefix_space = _plain(backend, spaces)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text."""
@@ -81,19 +82,15 @@ def _whole(text: str) -> str:
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
-def _plain(backend: Any) -> tuple[Any, bool]:
-    """A `tokenizers.Tokenizer` with the backend's vocabulary, without special tokens, anything that
-    is put around a text or a space before it; and whether there was such a space."""
+def _plain(backend: Any, spaces: Collection[str]) -> tuple[Any, bool]:
+    """A `tokenizers.Tokenizer` with the backend's vocabulary, without added tokens but `spaces`, anything
+    that is put around a text or a space before it; and whether there was such a space."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
-    if any(
-        not t.special and not t.content.strip() for t in backend.get_added_tokens_decoder().values()
-    ):
+    if spaces:
         state = json.loads(backend.to_str())
-        state["added_tokens"] = [
-            t for t in state["added_tokens"] if not t["special"] and not t["content"].strip()
-        ]
+        state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in spaces]
         state["truncation"] = state["padding"] = state["post_processor"] = None
         plain = Tokenizer.from_str(json.dumps(state))
     else:
