@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny
-import torch
 
 from promptforge import PromptModel, Task, load_model, sample_shots, search_verbalizer
 from promptforge.classifier import ENSEMBLE
@@ -26,12 +24,9 @@ def rows() -> list[Example]:
 
 
 @pytest.fixture(scope="module")
-def model(packaged_models: Path) -> Iterator[PromptModel]:
+def model(packaged_models: Path) -> PromptModel:
     """The default model on the example: every row is read once for all tests."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield PromptModel(load_model("smollm2"), Task.load(tiny.EXAMPLES).choose([PATTERN]))
-    torch.set_num_threads(threads)
+    return PromptModel(load_model("smollm2"), Task.load(tiny.EXAMPLES).choose([PATTERN]))
 
 
 def test_words_found_are_as_good_as_the_tasks_own(model: PromptModel, rows: list[Example]) -> None:
