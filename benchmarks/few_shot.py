@@ -225,10 +225,10 @@ def append(path: Path, cell: dict[str, Any]) -> None:
 
 
 def table(args: argparse.Namespace) -> str:
-    """The chosen rows, tasks and seeds in Markdown; the last cell of a key counts."""
+    """The chosen rows, tasks, seeds and shots in Markdown; the last cell of a key counts."""
     latest: Cells = {}
     for cell in read(args.output):
-        if cell["row"] in ROWS:
+        if cell["row"] in ROWS and cell["settings"].get("shots", args.shots) == args.shots:
             seed = cell["seed"] if ROWS[cell["row"]].seeded else args.seeds[0]
             key = Key(cell["model"], cell["row"], cell["task"], seed)
             if "accuracy" in cell or key not in latest:
